@@ -1,0 +1,56 @@
+"""Optimising over probability measures, and escaping saddle points, in JAX.
+
+A problem is a functional F(μ): any function of :class:`Particles`. Its derivatives are in :mod:`pwgf_jax.calculus`,
+functions of its Hessian in :mod:`pwgf_jax.krylov`, random fields in :mod:`pwgf_jax.perturbation`, methods in
+:mod:`pwgf_jax.flows`, and running them in :mod:`pwgf_jax.solve`.
+"""
+
+from pwgf_jax import functionals
+from pwgf_jax.calculus import (
+    first_variation,
+    hessian_matrix,
+    value_and_wasserstein_gradient,
+    wasserstein_gradient,
+    wasserstein_hessian,
+)
+from pwgf_jax.flows import Flow, Status, flow, isotropic_pwgf, pwgf, wgf
+from pwgf_jax.krylov import lanczos, matrix_function, smallest_eigenpair
+from pwgf_jax.measures import Particles, inner, norm
+from pwgf_jax.perturbation import (
+    hessian_guided,
+    hessian_guided_field,
+    isotropic,
+    smooth_isotropic,
+)
+from pwgf_jax.solve import Record, Solution, run, sweep
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Flow",
+    "Particles",
+    "Record",
+    "Solution",
+    "Status",
+    "first_variation",
+    "flow",
+    "functionals",
+    "hessian_guided",
+    "hessian_guided_field",
+    "hessian_matrix",
+    "inner",
+    "isotropic",
+    "isotropic_pwgf",
+    "lanczos",
+    "matrix_function",
+    "norm",
+    "pwgf",
+    "run",
+    "smallest_eigenpair",
+    "smooth_isotropic",
+    "sweep",
+    "value_and_wasserstein_gradient",
+    "wasserstein_gradient",
+    "wasserstein_hessian",
+    "wgf",
+]

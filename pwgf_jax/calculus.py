@@ -1,0 +1,423 @@
+r"""First and second derivatives of a functional of a measure, by autodiff alone.
+
+Everything follows from one number, the derivative of F at μ along a measure ν,
+:math:`\int \frac{\delta F}{\delta\mu}(\mu)\,d\nu`: differentiated in ν's weights it is the first variation, in ν's
+points the Wasserstein gradient, and then in μ's points the integral Hessian. A functional that declares a
+structure (:class:`MomentForm`, :class:`PairwiseForm`) makes that number cheaper; nothing else changes.
+
+Scale: gradients are :math:`\nabla_\mu F(x_i) = w_i^{-1}\partial_{x_i}F`, that is N times the Euclidean ones for
+uniform weights. On particles of weight zero (a μ-null set) every field is zero; query points see the true value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from pwgf_jax.measures import Field, Particles, per_particle
+
+__all__ = [
+    "Functional",
+    "HessianOperator",
+    "MomentForm",
+    "PairwiseForm",
+    "check_functional",
+    "first_variation",
+    "hessian_matrix",
+    "integral_product",
+    "value_and_wasserstein_gradient",
+    "wasserstein_gradient",
+    "wasserstein_hessian",
+]
+
+Functional: TypeAlias = Callable[[Particles], Float[Array, ""]]
+"""A scalar function of a measure, defined for signed measures, that does not renormalise the weights."""
+
+Part: TypeAlias = Literal["integral", "local", "full"]
+
+
+@runtime_checkable
+class MomentForm(Protocol):
+    r"""A functional that declares :math:`F(\mu)=R(\int\phi\,d\mu)`.
+
+    The integral Hessian product is then one jvp of the moments, one small product with D²R and one vjp
+    (``pwgf_jax.calculus``), instead of a third derivative of F.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> class Spread:
+        ...     def moments(self, mu):
+        ...         return mu.weights @ mu.points**2
+        ...     def of_moments(self, m):
+        ...         return jnp.sum(m**2)
+        ...     def __call__(self, mu):
+        ...         return self.of_moments(self.moments(mu))
+        >>> isinstance(Spread(), MomentForm)
+        True
+    """
+
+    def moments(self, mu: Particles) -> PyTree:
+        """The vector ∫φ dμ (any pytree), linear in the weights."""
+        ...
+
+    def of_moments(self, moments: PyTree) -> Float[Array, ""]:
+        """The scalar R of the moments."""
+        ...
+
+
+@runtime_checkable
+class PairwiseForm(Protocol):
+    r"""A functional that declares :math:`F(\mu)=\frac12\iint k\,d\mu\,d\mu+\int V\,d\mu+c` with symmetric k.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> class Repulsion:
+        ...     def interaction(self, x, y):
+        ...         return -jnp.sum((x[:, None] - y[None]) ** 2, axis=-1)
+        ...     def external(self, x):
+        ...         return jnp.zeros(x.shape[0], x.dtype)
+        ...     def __call__(self, mu):
+        ...         return 0.5 * mu.weights @ self.interaction(mu.points, mu.points) @ mu.weights
+        >>> isinstance(Repulsion(), PairwiseForm)
+        True
+    """
+
+    def interaction(self, points: PyTree, others: PyTree) -> Float[Array, "n m"]:
+        """The matrix k(x_i, y_j)."""
+        ...
+
+    def external(self, points: PyTree) -> Float[Array, " n"]:
+        """The potential V(x_i)."""
+        ...
+
+
+def _mixture(mu: Particles, nu: Particles, amount: Float[Array, ""]) -> Particles:
+    """The signed measure μ + amount·ν."""
+    points = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), mu.points, nu.points)
+    return Particles(points, jnp.concatenate([mu.weights, amount * nu.weights]))
+
+
+def _derivative(F: Functional) -> Callable[[Particles, Particles], Float[Array, ""]]:
+    r"""The map :math:`(\mu,\nu)\mapsto\int\frac{\delta F}{\delta\mu}(\mu)\,d\nu`, linear in ν."""
+    if isinstance(F, MomentForm):
+        return lambda mu, nu: jax.jvp(F.of_moments, (F.moments(mu),), (F.moments(nu),))[1]
+    if isinstance(F, PairwiseForm):
+        return lambda mu, nu: nu.weights @ (F.interaction(nu.points, mu.points) @ mu.weights + F.external(nu.points))
+
+    def along(mu: Particles, nu: Particles) -> Float[Array, ""]:
+        zero = jnp.zeros((), mu.weights.dtype)
+        return jax.jvp(lambda amount: F(_mixture(mu, nu, amount)), (zero,), (jnp.ones_like(zero),))[1]
+
+    return along
+
+
+def _gradient_at(F: Functional, mu: Particles, at: PyTree) -> PyTree:
+    derivative = _derivative(F)
+    ones = jnp.ones(jax.tree.leaves(at)[0].shape[0], mu.weights.dtype)
+    return jax.grad(lambda points: derivative(mu, Particles(points, ones)))(at)
+
+
+def _per_mass(mu: Particles, covector: PyTree) -> Field:
+    """Divide ∂F/∂x_i by w_i; zero where the weight is zero."""
+    scale = jnp.where(mu.weights == 0, 0, 1 / jnp.where(mu.weights == 0, 1, mu.weights))
+    return jax.tree.map(lambda leaf: per_particle(scale, leaf) * leaf, covector)
+
+
+def _on_support(mu: Particles, values: Field) -> Field:
+    present = mu.weights != 0
+    return jax.tree.map(lambda leaf: jnp.where(per_particle(present, leaf), leaf, 0), values)
+
+
+def _queries(mu: Particles, at: PyTree) -> tuple[PyTree, bool]:
+    """Query points with a leading axis, and whether a single point was given."""
+    if jax.tree.structure(at) != jax.tree.structure(mu.points):
+        raise ValueError(
+            f"query points are structured {jax.tree.structure(at)} but the particles {jax.tree.structure(mu.points)}; "
+            "give query points of the particles' structure."
+        )
+    at = jax.tree.map(jnp.asarray, at)
+    pairs = list(zip(jax.tree.leaves(at), jax.tree.leaves(mu.points), strict=True))
+    single = all(query.shape == point.shape[1:] for query, point in pairs)
+    if not single and any(query.shape[1:] != point.shape[1:] for query, point in pairs):
+        raise ValueError(
+            f"query points have shapes {[query.shape for query, _ in pairs]}; "
+            f"a query point has shapes {[point.shape[1:] for _, point in pairs]}, a batch of them one more leading axis."
+        )
+    return (jax.tree.map(lambda leaf: leaf[None], at) if single else at), single
+
+
+def first_variation(F: Functional, mu: Particles) -> Callable[[PyTree], Float[Array, "..."]]:
+    r"""The first variation :math:`\frac{\delta F}{\delta\mu}(\mu)(x)` as a function of the query point.
+
+    It is determined up to a constant; this one is :math:`\frac{d}{ds}F(\mu+s\,\delta_x)` at s = 0.
+
+    Args:
+        F: the functional.
+        mu: the measure.
+
+    Returns:
+        A function of query points (m, d) giving (m,), or of one point (d,) giving a scalar; points may be
+        pytrees, as in ``mu`` [units of F per unit of mass].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> F = lambda mu: 0.5 * jnp.sum((mu.weights @ mu.points) ** 2)
+        >>> mu = Particles.uniform(jnp.array([[1.0], [3.0]]))
+        >>> first_variation(F, mu)(jnp.array([[1.0], [5.0]])).tolist()
+        [2.0, 10.0]
+
+    References:
+        Yamamoto, Kim, Suzuki, arXiv:2509.16974, Sec. 2.
+    """
+    derivative = _derivative(F)
+
+    def variation(at: PyTree) -> Float[Array, "..."]:
+        queries, single = _queries(mu, at)
+        mass = jnp.zeros(jax.tree.leaves(queries)[0].shape[0], mu.weights.dtype)
+        values = jax.grad(lambda weights: derivative(mu, Particles(queries, weights)))(mass)
+        return values[0] if single else values
+
+    return variation
+
+
+def value_and_wasserstein_gradient(F: Functional, mu: Particles) -> tuple[Float[Array, ""], Field]:
+    r"""The value F(μ) and the Wasserstein gradient at the particles, for the price of one reverse pass.
+
+    Args:
+        F: the functional.
+        mu: the measure.
+
+    Returns:
+        F(μ), and the field :math:`\nabla_\mu F(x_i)=w_i^{-1}\partial_{x_i}F`, shaped like the points
+        [units of F per unit of length]. Zero on particles of weight zero.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> F = lambda mu: mu.weights @ jnp.sum(mu.points**2, axis=-1)
+        >>> value, gradient = value_and_wasserstein_gradient(F, Particles.uniform(jnp.ones((4, 2))))
+        >>> float(value), gradient[0].tolist()
+        (2.0, [2.0, 2.0])
+
+    References:
+        Yamamoto, Kim, Suzuki, arXiv:2509.16974, Sec. 2 and the particle form of Alg. 2.
+    """
+    value, covector = jax.value_and_grad(lambda points: F(mu.moved_to(points)))(mu.points)
+    return value, _per_mass(mu, covector)
+
+
+def wasserstein_gradient(F: Functional, mu: Particles, at: PyTree | None = None) -> Field:
+    r"""The Wasserstein gradient :math:`\nabla_\mu F(\mu,x)=\nabla_x\frac{\delta F}{\delta\mu}(\mu)(x)`.
+
+    Args:
+        F: the functional.
+        mu: the measure.
+        at: query points (m, d), or one point (d,), structured like the particles; the particles if omitted.
+
+    Returns:
+        The gradient there, shaped like ``at`` [units of F per unit of length].
+
+    Raises:
+        ValueError: if the query points are not shaped like particles.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> F = lambda mu: 0.5 * jnp.sum((mu.weights @ mu.points) ** 2)
+        >>> mu = Particles.uniform(jnp.array([[1.0], [3.0]]))
+        >>> wasserstein_gradient(F, mu, at=jnp.array([[10.0]])).tolist()
+        [[2.0]]
+
+    References:
+        Yamamoto, Kim, Suzuki, arXiv:2509.16974, Sec. 2.
+    """
+    if at is None:
+        return value_and_wasserstein_gradient(F, mu)[1]
+    queries, single = _queries(mu, at)
+    gradient = _gradient_at(F, mu, queries)
+    return jax.tree.map(lambda leaf: leaf[0], gradient) if single else gradient
+
+
+def integral_product(F: Functional, mu: Particles, v: Field, at: PyTree) -> PyTree:
+    r"""The integral Hessian product :math:`(H_\mu v)(x)=\int\nabla^2_\mu F(\mu,x,y)\,v(y)\,\mu(dy)` at any points x.
+
+    Args:
+        F: the functional.
+        mu: the measure.
+        v: a field on it.
+        at: query points (m, d).
+
+    Returns:
+        The field at the query points [units of F per length², times the units of v].
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> F = lambda mu: 0.5 * jnp.sum((mu.weights @ mu.points) ** 2)
+        >>> mu = Particles.uniform(jnp.zeros((2, 1)))
+        >>> integral_product(F, mu, jnp.array([[1.0], [3.0]]), at=jnp.array([[7.0]])).tolist()
+        [[2.0]]
+
+    References:
+        Yamamoto, Kim, Suzuki, arXiv:2509.16974, Sec. 3 (the operator H_μ).
+    """
+    queries, single = _queries(mu, at)
+    with jax.default_matmul_precision("highest"):
+        product = jax.jvp(lambda points: _gradient_at(F, mu.moved_to(points), queries), (mu.points,), (v,))[1]
+    return jax.tree.map(lambda leaf: leaf[0], product) if single else product
+
+
+@dataclass(frozen=True, eq=False)
+class HessianOperator:
+    r"""A linear map on the fields of a measure, self-adjoint in :math:`L^2(\mu)`; call it on a field.
+
+    Args:
+        apply: the linear map.
+        mu: the measure that its inner products belong to.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> F = lambda mu: mu.weights @ jnp.sum(mu.points**2, axis=-1)
+        >>> H = wasserstein_hessian(F, Particles.uniform(jnp.ones((4, 2))), part="full")
+        >>> H(jnp.ones((4, 2)))[0].tolist()
+        [2.0, 2.0]
+    """
+
+    apply: Callable[[Field], Field] = field(repr=False)
+    mu: Particles
+
+    def __call__(self, v: Field) -> Field:
+        """The product with a field."""
+        return self.apply(v)
+
+    def squared(self) -> HessianOperator:
+        """The operator applied twice."""
+        return HessianOperator(lambda v: self.apply(self.apply(v)), self.mu)
+
+
+def wasserstein_hessian(F: Functional, mu: Particles, part: Part = "integral") -> HessianOperator:
+    r"""The Wasserstein Hessian of F at μ, linearised once and ready for many products.
+
+    * ``"integral"``: the papers' :math:`H_\mu v(x)=\int\nabla^2_\mu F(\mu,x,y)v(y)\,\mu(dy)`: the derivative of the
+      gradient through the measure alone, query points held fixed.
+    * ``"local"``: :math:`H'_\mu v(x)=\nabla\nabla_\mu F(\mu,x)\,v(x)`: through the query points alone.
+    * ``"full"``: their sum, N·∇²F_N for uniform weights, the second derivative of F along push-forwards.
+
+    Args:
+        F: the functional.
+        mu: the measure.
+        part: which of the three.
+
+    Returns:
+        An operator on fields, self-adjoint in L²(μ), in full matmul precision on every device
+        [units of F per length²].
+
+    Raises:
+        ValueError: if ``part`` is none of the three.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> F = lambda mu: 0.5 * jnp.sum((mu.weights @ mu.points) ** 2)
+        >>> H = wasserstein_hessian(F, Particles.uniform(jnp.zeros((2, 1))))
+        >>> H(jnp.array([[1.0], [3.0]])).tolist()
+        [[2.0], [2.0]]
+
+    References:
+        Yamamoto, Kim, Suzuki, arXiv:2509.16974, Sec. 3, Prop. 3.2.
+    """
+    derivatives: dict[str, Callable[[PyTree], Field]] = {
+        "integral": lambda points: _gradient_at(F, mu.moved_to(points), mu.points),
+        "local": lambda points: _gradient_at(F, mu, points),
+        "full": lambda points: value_and_wasserstein_gradient(F, mu.moved_to(points))[1],
+    }
+    if part not in derivatives:
+        raise ValueError(f'wasserstein_hessian: part={part!r}; choose "integral", "local" or "full".')
+    with jax.default_matmul_precision("highest"):
+        _, linear = jax.linearize(derivatives[part], mu.points)
+    return HessianOperator(lambda v: _on_support(mu, linear(v)), mu)
+
+
+def hessian_matrix(
+    F: Functional, mu: Particles, part: Part = "integral", *, memory_limit: float = 4e9
+) -> Float[Array, "nd nd"]:
+    r"""The dense matrix of :func:`wasserstein_hessian` in the ravelled coordinates of ``mu.points``.
+
+    ``ravel(H v) = matrix @ ravel(v)``. For uniform weights it is symmetric, with N×N blocks
+    :math:`\frac1N\nabla^2_\mu F(x_i,x_j)` for the integral part; in general block (i, j) carries :math:`w_j`.
+
+    Args:
+        F: the functional.
+        mu: the measure.
+        part: ``"integral"``, ``"local"`` or ``"full"``.
+        memory_limit: largest matrix allowed [bytes].
+
+    Returns:
+        A matrix of side N·d.
+
+    Raises:
+        ValueError: if the matrix would be larger than ``memory_limit``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> F = lambda mu: 0.5 * jnp.sum((mu.weights @ mu.points) ** 2)
+        >>> hessian_matrix(F, Particles.uniform(jnp.zeros((2, 1)))).tolist()
+        [[0.5, 0.5], [0.5, 0.5]]
+    """
+    flat, unravel = ravel_pytree(mu.points)
+    size = flat.size * flat.size * flat.dtype.itemsize
+    if size > memory_limit:
+        raise ValueError(
+            f"hessian_matrix: a dense {flat.size} x {flat.size} matrix takes {size / 1e9:.3g} GB, over "
+            f"memory_limit={memory_limit:.3g} bytes; use wasserstein_hessian with pwgf_jax.krylov, or fewer particles."
+        )
+    operator = wasserstein_hessian(F, mu, part)
+    columns = jax.lax.map(lambda v: ravel_pytree(operator(unravel(v)))[0], jnp.eye(flat.size, dtype=flat.dtype))
+    return columns.T
+
+
+def check_functional(F: Functional, mu: Particles, name: str = "F") -> None:
+    """Refuse a functional that breaks the contract that its derivatives rest on.
+
+    F must return a scalar, ignore particles of weight zero, and see only the measure: splitting a particle into
+    two halves changes nothing. (An average over particles that forgets the weights fails here.)
+
+    Args:
+        F: the functional.
+        mu: a measure to try it on.
+        name: how to call it in the message.
+
+    Raises:
+        TypeError: if the value is no floating scalar.
+        ValueError: if the contract is broken.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> check_functional(lambda mu: jnp.mean(mu.points), Particles.uniform(jnp.ones((2, 1))))
+        Traceback (most recent call last):
+        ...
+        ValueError: F changes by 0.667 when a particle of weight zero is added: it does not use mu.weights. Write \
+averages over particles as mu.weights @ phi(mu.points), not jnp.mean(phi(mu.points)).
+    """
+    out: Any = jax.eval_shape(F, mu)
+    if not hasattr(out, "shape") or out.shape != () or not jnp.issubdtype(out.dtype, jnp.floating):
+        kind = f"{out.dtype}{list(out.shape)}" if hasattr(out, "shape") else type(out).__name__
+        raise TypeError(f"{name} returns {kind}; a functional returns one floating scalar (sum over data and outputs).")
+    base = F(mu)
+    far = Particles(jax.tree.map(lambda x: 2 * x[:1] + 1, mu.points), jnp.zeros_like(mu.weights[:1]))
+    halves = Particles(mu.points, mu.weights / 2)
+    ghost = F(_mixture(mu, far, jnp.ones_like(base, mu.weights.dtype))) - base
+    split = F(_mixture(halves, halves, jnp.ones_like(base, mu.weights.dtype))) - base
+    bound = 1e3 * jnp.finfo(base.dtype).eps * jnp.maximum(jnp.abs(base), 1)
+    cure = (
+        "it does not use mu.weights. Write averages over particles as mu.weights @ phi(mu.points), "
+        "not jnp.mean(phi(mu.points))."
+    )
+    if jnp.abs(ghost) > bound:
+        raise ValueError(
+            f"{name} changes by {float(jnp.abs(ghost)):.3g} when a particle of weight zero is added: {cure}"
+        )
+    if jnp.abs(split) > bound:
+        raise ValueError(f"{name} changes by {float(jnp.abs(split)):.3g} when every particle is split in two: {cure}")

@@ -1,0 +1,312 @@
+"""The one composition that every method is a point of: direction ∘ optimizer ∘ perturbation ∘ trigger."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from pwgf_jax.calculus import Functional, value_and_wasserstein_gradient
+from pwgf_jax.krylov import check_key
+from pwgf_jax.measures import Field, Particles, norm, per_particle
+from pwgf_jax.transforms import Trigger, Window
+
+__all__ = ["Evaluation", "Flow", "FlowState", "Status", "StepInfo", "StepSize", "flow", "gradient"]
+
+StepSize: TypeAlias = float | optax.Schedule | optax.GradientTransformation
+"""A step size: a float, an optax schedule, or any optax transformation that turns a field into an update."""
+
+
+class Status(enum.IntEnum):
+    """How a run stands. Held as an int32 array; the first final status of a run sticks.
+
+    Example:
+        >>> Status.not_finite.sentence
+        'The value or the gradient stopped being finite; the last finite measure is kept. Try a smaller step size.'
+    """
+
+    running = 0
+    second_order_stationary = 1
+    budget_spent = 2
+    not_finite = 3
+
+    @property
+    def sentence(self) -> str:
+        """What happened, and what to do about it."""
+        return {
+            Status.running: "The run is under way.",
+            Status.second_order_stationary: "A perturbation bought no decrease within its window; "
+            "the measure before it is returned.",
+            Status.budget_spent: "All steps were taken before the method stopped by itself; "
+            "the last measure is returned.",
+            Status.not_finite: "The value or the gradient stopped being finite; the last finite measure is kept. "
+            "Try a smaller step size.",
+        }[self]
+
+
+class Evaluation(NamedTuple):
+    """What a direction finds at a measure.
+
+    Args:
+        value: F(μ).
+        gradient_norm: ‖∇_μF‖ in L²(μ), whatever the direction is.
+        field: the direction to descend along, a field on μ.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> F = lambda mu: mu.weights @ jnp.sum(mu.points**2, axis=-1) / 2
+        >>> at = gradient(jax.random.key(0), F, Particles.uniform(jnp.ones((4, 1))))
+        >>> float(at.value), float(at.gradient_norm)
+        (0.5, 1.0)
+    """
+
+    value: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    field: Field
+
+
+Direction: TypeAlias = Callable[[Array, Functional, Particles], Evaluation]
+Perturbation: TypeAlias = Callable[[Array, Functional, Particles], Field]
+
+
+class FlowState(NamedTuple):
+    """What a flow carries from step to step.
+
+    Args:
+        mu: the measure; finite.
+        evaluation: the direction's :class:`Evaluation` at ``mu``.
+        optimizer: the optax state.
+        window: the trigger's :class:`pwgf_jax.transforms.Window`, or None without a trigger.
+        step: steps taken, int32.
+        status: a :class:`Status`, int32.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pwgf_jax.flows import wgf
+        >>> F = lambda mu: mu.weights @ jnp.sum(mu.points**2, axis=-1) / 2
+        >>> state = wgf(0.5).init(jax.random.key(0), F, Particles.uniform(jnp.ones((4, 1))))
+        >>> int(state.step), float(state.evaluation.value)
+        (0, 0.5)
+    """
+
+    mu: Particles
+    evaluation: Evaluation
+    optimizer: PyTree
+    window: Window | None
+    step: Int[Array, ""]
+    status: Int[Array, ""]
+
+
+class StepInfo(NamedTuple):
+    """What is worth looking at after a step; nobody carries it.
+
+    Args:
+        value: F at the measure after the step.
+        gradient_norm: ‖∇_μF‖ there.
+        perturbed: whether the step began with a jump.
+        status: the :class:`Status` after it.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pwgf_jax.flows import wgf
+        >>> F = lambda mu: mu.weights @ jnp.sum(mu.points**2, axis=-1) / 2
+        >>> method, key = wgf(0.5), jax.random.key(0)
+        >>> _, info = method.step(key, F, method.init(key, F, Particles.uniform(jnp.ones((4, 1)))))
+        >>> float(info.value), bool(info.perturbed)
+        (0.125, False)
+    """
+
+    value: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    perturbed: Bool[Array, ""]
+    status: Int[Array, ""]
+
+
+class Flow(NamedTuple):
+    """A method, as two pure functions.
+
+    Args:
+        init: (key, F, mu) -> state.
+        step: (key, F, state) -> (state, info); the identity once the status is final.
+
+    Example:
+        >>> from pwgf_jax.flows import wgf
+        >>> wgf(0.1)._fields
+        ('init', 'step')
+    """
+
+    init: Callable[[Array, Functional, Particles], FlowState]
+    step: Callable[[Array, Functional, FlowState], tuple[FlowState, StepInfo]]
+
+
+def gradient(key: Array, F: Functional, mu: Particles) -> Evaluation:
+    """The direction of the Wasserstein gradient flow: the gradient itself.
+
+    Args:
+        key: not used; directions that draw noise do.
+        F: the functional.
+        mu: the measure.
+
+    Returns:
+        An :class:`Evaluation`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> F = lambda mu: mu.weights @ jnp.sum(mu.points**2, axis=-1)
+        >>> gradient(jax.random.key(0), F, Particles.uniform(jnp.ones((4, 1)))).field[0].tolist()
+        [2.0]
+    """
+    del key
+    value, field = value_and_wasserstein_gradient(F, mu)
+    return Evaluation(value, norm(mu, field), field)
+
+
+@jax.custom_batching.custom_vmap
+def any_in_batch(predicate: Array) -> Array:
+    """The predicate itself; under ``vmap``, whether it holds anywhere in the batch, unbatched.
+
+    A ``lax.cond`` on a batched predicate becomes a select that runs both branches for everybody; on this it stays
+    a branch, taken only when somebody needs it.
+    """
+    return predicate
+
+
+@any_in_batch.def_vmap
+def _(axis_size: int, in_batched: list[bool], predicate: Array) -> tuple[Array, bool]:
+    del axis_size, in_batched
+    return any_in_batch(jnp.any(predicate)), False
+
+
+def _choose(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def _optimizer(step_size: StepSize) -> optax.GradientTransformationExtraArgs:
+    if isinstance(step_size, optax.GradientTransformation):
+        return optax.with_extra_args_support(step_size)
+    if callable(step_size):
+        return optax.with_extra_args_support(optax.sgd(step_size))
+    if not isinstance(step_size, int | float) or isinstance(step_size, bool):
+        raise TypeError(
+            f"step_size is a {type(step_size).__name__}; give a float, an optax schedule or an optax transformation."
+        )
+    if not 0 < step_size < float("inf"):
+        raise ValueError(f"step_size={step_size}; give a positive number.")
+    return optax.with_extra_args_support(optax.sgd(step_size))
+
+
+def flow(
+    direction: Direction,
+    optimizer: StepSize,
+    perturbation: Perturbation | None = None,
+    trigger: Trigger | None = None,
+) -> Flow:
+    r"""Compose a method: :math:`\mu_{k+1}=(\mathrm{Id}+u_k)_\sharp\mu_k` with :math:`u_k` the optimizer's update for the direction.
+
+    With a trigger, a step at which it fires first moves the measure by the perturbation and takes the gradient step
+    from there; a window that ends without enough decrease ends the run and returns the measure from before
+    its jump. The objective and the direction are evaluated once per step, and once more in a step that jumps.
+
+    Args:
+        direction: (key, F, mu) -> :class:`Evaluation`; :func:`gradient` for a Wasserstein gradient flow.
+        optimizer: step size, schedule or optax transformation. It sees the field at the Wasserstein scale
+            (N·∂F), and as extra arguments ``value``, ``grad`` (the Euclidean gradient) and ``value_fn``.
+        perturbation: (key, F, mu) -> displacement field.
+        trigger: when to use it, see :func:`pwgf_jax.transforms.gradient_trigger`.
+
+    Returns:
+        A :class:`Flow`.
+
+    Raises:
+        ValueError: if only one of perturbation and trigger is given, or the step size is not positive.
+        TypeError: if the step size is none of the three kinds.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> F = lambda mu: mu.weights @ jnp.sum(mu.points**2, axis=-1) / 2
+        >>> method, key = flow(gradient, optax.adam(0.1)), jax.random.key(0)
+        >>> state = method.init(key, F, Particles.uniform(jnp.ones((4, 1))))
+        >>> state, info = method.step(key, F, state)
+        >>> round(float(state.mu.points[0, 0]), 4)
+        0.9
+
+    References:
+        Yamamoto, Kim, Suzuki, arXiv:2509.16974, Alg. 2, generalised.
+    """
+    if (perturbation is None) != (trigger is None):
+        raise ValueError("flow: a perturbation needs a trigger and a trigger a perturbation; give both or neither.")
+    transform = _optimizer(optimizer)
+
+    def init(key: Array, F: Functional, mu: Particles) -> FlowState:
+        check_key(key, "Flow.init")
+        evaluation = direction(key, F, mu)
+        return FlowState(
+            mu,
+            evaluation,
+            transform.init(mu.points),
+            None if trigger is None else trigger.init((mu, evaluation), evaluation.value),
+            jnp.zeros((), jnp.int32),
+            _finite_status(evaluation, jnp.asarray(Status.running, jnp.int32)),
+        )
+
+    def step(key: Array, F: Functional, state: FlowState) -> tuple[FlowState, StepInfo]:
+        check_key(key, "Flow.step")
+        noise_key, jump_key, next_key = jax.random.split(key, 3)
+        active = state.status == Status.running
+        fires = jnp.zeros((), bool)
+        moved = state
+        if trigger is not None and perturbation is not None:
+            fires = active & trigger.should_perturb(state.window, state.step, state.evaluation.gradient_norm)
+
+            def jump(before: FlowState) -> FlowState:
+                mu = before.mu.push_forward(perturbation(noise_key, F, before.mu))
+                window = trigger.jump(
+                    before.window, before.step, (before.mu, before.evaluation), before.evaluation.value
+                )
+                after = before._replace(mu=mu, evaluation=direction(jump_key, F, mu), window=window)
+                return _choose(fires, after, before)
+
+            moved = jax.lax.cond(any_in_batch(fires), jump, lambda before: before, state)
+
+        updates, optimizer_state = transform.update(
+            moved.evaluation.field,
+            moved.optimizer,
+            moved.mu.points,
+            value=moved.evaluation.value,
+            grad=jax.tree.map(lambda u: per_particle(moved.mu.weights, u).astype(u.dtype) * u, moved.evaluation.field),
+            value_fn=lambda points: F(moved.mu.moved_to(points)),
+        )
+        mu = moved.mu.moved_to(optax.apply_updates(moved.mu.points, updates))
+        evaluation = direction(next_key, F, mu)
+        status = _finite_status(evaluation, state.status)
+        after = FlowState(mu, evaluation, optimizer_state, moved.window, state.step + 1, status)
+        # A measure that is not finite is never entered: the one before it is kept.
+        after = _choose(status == Status.not_finite, state._replace(status=status), after)
+        if trigger is not None:
+            stops = (after.status == Status.running) & trigger.should_stop(after.window, state.step, evaluation.value)
+            saved_mu, saved_evaluation = after.window.saved
+            stopped = after._replace(
+                mu=saved_mu,
+                evaluation=saved_evaluation,
+                status=jnp.asarray(Status.second_order_stationary, jnp.int32),
+            )
+            after = _choose(stops, stopped, after)
+        after = _choose(active, _like(after, state), state)
+        return after, StepInfo(after.evaluation.value, after.evaluation.gradient_norm, fires, after.status)
+
+    return Flow(init, step)
+
+
+def _finite_status(evaluation: Evaluation, otherwise: Array) -> Array:
+    finite = jnp.isfinite(evaluation.value) & jnp.isfinite(evaluation.gradient_norm)
+    return jnp.where(finite, otherwise, jnp.asarray(Status.not_finite, jnp.int32))
+
+
+def _like(tree: PyTree, reference: PyTree) -> Any:
+    """The tree in the reference's dtypes: an optimizer that widens its state may not change the carry's."""
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, reference)

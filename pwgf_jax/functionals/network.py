@@ -1,0 +1,257 @@
+r"""Mean-field two-layer networks: functionals of :math:`h_\mu(z)=\int a\,\sigma(w^\top z)\,\mu(da,dw)` on data.
+
+All are of moment form, F(μ) = R(h_μ on the data), and differ in the loss R alone. A neuron θ = (a, w) is a row of an
+array (N, k + l), outgoing weights a first, or of a dict ``{"a": (N, k), "w": (N, l)}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, PyTree
+
+from pwgf_jax.measures import Particles
+
+__all__ = ["ACTIVATIONS", "MeanFieldNetwork", "icfl", "matrix_factorization", "mean_field_regression"]
+
+ACTIVATIONS = MappingProxyType(
+    {
+        "tanh": jnp.tanh,
+        "sigmoid": jax.nn.sigmoid,
+        "softplus": jax.nn.softplus,
+        "erf": jax.scipy.special.erf,
+        "gelu": jax.nn.gelu,
+        "relu": jax.nn.relu,
+        "identity": lambda x: x,
+    }
+)
+"""Activations by name. ``relu`` has no second derivative: its local Hessian misses the kinks."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MeanFieldNetwork:
+    r"""A loss of a mean-field two-layer network on data: :math:`F(\mu)=R\big((h_\mu(z_i))_{i\le M}\big)`.
+
+    Args:
+        inputs: z, shape (M, l).
+        targets: shape (M, k).
+        loss: R, a function (outputs (M, k), targets (M, k)) -> scalar, as a :class:`jax.tree_util.Partial`.
+        activation: σ, a name in :data:`ACTIVATIONS`.
+        chunk_size: data points per pass; bounds memory to N·chunk_size activations and recomputes them
+            backwards. None takes all data in one pass.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> F = mean_field_regression(jnp.ones((8, 3)), jnp.zeros((8, 2)))
+        >>> F.outputs(Particles.uniform(jnp.zeros((4, 5))), jnp.ones((6, 3))).shape
+        (6, 2)
+    """
+
+    inputs: Float[Array, "m l"]
+    targets: Float[Array, "m k"]
+    loss: Callable[[Array, Array], Float[Array, ""]]
+    activation: str = field(default="tanh", metadata={"static": True})
+    chunk_size: int | None = field(default=None, metadata={"static": True})
+
+    def outputs(self, mu: Particles, inputs: Float[Array, "m l"]) -> Float[Array, "m k"]:
+        """The network's outputs h_μ on any inputs."""
+        outgoing, ingoing = self._split(mu.points)
+        # Particles last: the activations are then written by rows that the vector units take whole.
+        outgoing, ingoing = outgoing.T * mu.weights[None].astype(outgoing.dtype), ingoing.T
+        sigma = ACTIVATIONS[self.activation]
+
+        def rows(z: Float[Array, "... l"]) -> Float[Array, "... k"]:
+            return sigma(z @ ingoing) @ outgoing.T
+
+        if self.chunk_size is None or self.chunk_size >= inputs.shape[0]:
+            return rows(inputs)
+        return jax.lax.map(jax.checkpoint(rows), inputs, batch_size=self.chunk_size)
+
+    def moments(self, mu: Particles) -> Float[Array, "m k"]:
+        """The outputs on the data, linear in the weights."""
+        return self.outputs(mu, self.inputs)
+
+    def of_moments(self, moments: Float[Array, "m k"]) -> Float[Array, ""]:
+        """The loss of given outputs."""
+        return self.loss(moments, self.targets)
+
+    def __call__(self, mu: Particles) -> Float[Array, ""]:
+        """The value F(μ)."""
+        return self.of_moments(self.moments(mu))
+
+    def batch(self, key: Array, size: int) -> MeanFieldNetwork:
+        """The same functional on ``size`` data points drawn without replacement."""
+        if not 1 <= size <= self.inputs.shape[0]:
+            raise ValueError(f"batch: size={size}; there are {self.inputs.shape[0]} data points to draw from.")
+        rows = jax.random.choice(key, self.inputs.shape[0], (size,), replace=False)
+        return replace(self, inputs=self.inputs[rows], targets=self.targets[rows])
+
+    def _split(self, points: PyTree) -> tuple[Float[Array, "n k"], Float[Array, "n l"]]:
+        outputs, width = self.targets.shape[-1], self.inputs.shape[-1]
+        if isinstance(points, dict):
+            outgoing, ingoing = points["a"], points["w"]
+        else:
+            outgoing, ingoing = points[:, :outputs], points[:, outputs:]
+        if outgoing.shape[-1] != outputs or ingoing.shape[-1] != width:
+            raise ValueError(
+                f"neurons have {outgoing.shape[-1]} outgoing and {ingoing.shape[-1]} ingoing weights; the data need "
+                f"{outputs} and {width}: particles (N, {outputs + width}), or a dict with a (N, {outputs}) "
+                f"and w (N, {width})."
+            )
+        return outgoing, ingoing
+
+
+def _network(inputs: Any, targets: Any, loss: Partial, activation: str, chunk_size: int | None) -> MeanFieldNetwork:
+    inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
+    if inputs.ndim != 2 or targets.ndim != 2 or inputs.shape[0] != targets.shape[0] or inputs.shape[0] == 0:
+        raise ValueError(
+            f"inputs have shape {inputs.shape} and targets {targets.shape}; give (M, l) and (M, k) with the same M >= 1."
+        )
+    if not jnp.issubdtype(inputs.dtype, jnp.floating) or inputs.dtype != targets.dtype:
+        raise TypeError(f"inputs are {inputs.dtype} and targets {targets.dtype}; give both in one floating dtype.")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r}; choose one of {', '.join(ACTIVATIONS)}.")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size}; give a positive number of data points, or None for all at once.")
+    return MeanFieldNetwork(inputs, targets, loss, activation, chunk_size)
+
+
+def _square_loss(outputs: Array, targets: Array) -> Array:
+    return jnp.mean(jnp.sum((outputs - targets) ** 2, axis=1)) / 2
+
+
+def _matrix_loss(outputs: Array, targets: Array, *, prefactor: float) -> Array:
+    # |hhᵀ − ggᵀ|² = (|u|²|v|² + (u·v)²)/2 with u = h − g, v = h + g: no cancellation near the minimum.
+    u, v = outputs - targets, outputs + targets
+    squares = jnp.sum(u**2, axis=1) * jnp.sum(v**2, axis=1) + jnp.sum(u * v, axis=1) ** 2
+    return prefactor / 4 * jnp.mean(squares)
+
+
+def _profiled_loss(outputs: Array, targets: Array, *, ridge: float) -> Array:
+    count, width = outputs.shape
+    second_moment = outputs.T @ outputs / count + ridge * jnp.eye(width, dtype=outputs.dtype)
+    readout = jnp.linalg.solve(second_moment, outputs.T @ targets / count)
+    return _square_loss(outputs @ readout, targets) + ridge / 2 * jnp.sum(readout**2)
+
+
+def mean_field_regression(
+    inputs: Float[Array, "m l"],
+    targets: Float[Array, "m k"],
+    *,
+    activation: str = "tanh",
+    chunk_size: int | None = None,
+) -> MeanFieldNetwork:
+    r"""Least squares with a two-layer network: :math:`F(\mu)=\frac12\mathbb E|h_\mu(z)-y|^2`.
+
+    Convex under mixtures, so :math:`H_\mu\succeq0` everywhere; E is the mean over the data.
+
+    Args:
+        inputs: z, shape (M, l).
+        targets: y, shape (M, k), same dtype.
+        activation: σ, a name in :data:`ACTIVATIONS`.
+        chunk_size: data points per pass, see :class:`MeanFieldNetwork`.
+
+    Returns:
+        The functional.
+
+    Raises:
+        ValueError: if shapes disagree, or the activation is unknown.
+        TypeError: if the dtypes differ or are not floating.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> F = mean_field_regression(jnp.ones((8, 3)), jnp.ones((8, 2)))
+        >>> float(F(Particles.uniform(jnp.zeros((4, 5)))))
+        1.0
+    """
+    return _network(inputs, targets, Partial(_square_loss), activation, chunk_size)
+
+
+def matrix_factorization(
+    inputs: Float[Array, "m l"],
+    targets: Float[Array, "m k"],
+    *,
+    prefactor: float = 1.0,
+    activation: str = "tanh",
+    chunk_size: int | None = None,
+) -> MeanFieldNetwork:
+    r"""Rank-one matrix factorisation: :math:`F(\mu)=\frac c2\mathbb E\|h_\mu h_\mu^\top-h^\circ h^{\circ\top}\|_F^2`.
+
+    Minima: :math:`h_\mu=\pm h^\circ` pointwise, F = 0. Saddle: :math:`h_\mu\equiv0` (antithetic pairs of neurons), where
+    gradient and local Hessian vanish, :math:`F=\frac c2\mathbb E|h^\circ|^4` and :math:`H_\mu\preceq0`.
+
+    Args:
+        inputs: z, shape (M, l).
+        targets: h°(z), shape (M, k), same dtype.
+        prefactor: c; the paper's is not known, 1 is our choice.
+        activation: σ, a name in :data:`ACTIVATIONS`.
+        chunk_size: data points per pass, see :class:`MeanFieldNetwork`.
+
+    Returns:
+        The functional.
+
+    Raises:
+        ValueError: if shapes disagree, or the activation is unknown.
+        TypeError: if the dtypes differ or are not floating.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> F = matrix_factorization(jnp.ones((8, 3)), jnp.ones((8, 2)))
+        >>> float(F(Particles.uniform(jnp.zeros((4, 5)))))
+        2.0
+
+    References:
+        Yamamoto, Kim, Suzuki, arXiv:2509.16974, Example 1 and Experiment 2.
+    """
+    return _network(inputs, targets, Partial(_matrix_loss, prefactor=prefactor), activation, chunk_size)
+
+
+def icfl(
+    inputs: Float[Array, "m l"],
+    targets: Float[Array, "m k"],
+    *,
+    ridge: float = 0.0,
+    activation: str = "tanh",
+    chunk_size: int | None = None,
+) -> MeanFieldNetwork:
+    r"""The in-context feature learning loss: :math:`L(\mu)=\min_V\frac12\mathbb E|f^\circ-Vh_\mu|^2+\frac\lambda2\|V\|_F^2`.
+
+    This is at once the loss of a linear attention layer on MLP features with its attention matrix at the
+    optimum, and that of a three-layer network whose linear last layer is at the optimum. With
+    :math:`S=\mathbb E[hh^\top]+\lambda I` and :math:`C=\mathbb E[f^\circ h^\top]`, V = C S⁻¹. Without ridge the value is
+    undefined where S is singular (every neuron at zero, or fewer data than outputs); never start there. Every μ with
+    C = 0 is a saddle of the highest value, ½E|f°|².
+
+    Args:
+        inputs: z, shape (M, l).
+        targets: f°(z), shape (M, k), same dtype.
+        ridge: λ ≥ 0 [units of h²].
+        activation: σ, a name in :data:`ACTIVATIONS`.
+        chunk_size: data points per pass, see :class:`MeanFieldNetwork`.
+
+    Returns:
+        The functional; k outputs of the network meet k targets.
+
+    Raises:
+        ValueError: if shapes disagree, the ridge is negative, or the activation is unknown.
+        TypeError: if the dtypes differ or are not floating.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> F = icfl(jnp.ones((8, 3)), jnp.ones((8, 2)), ridge=0.1)
+        >>> float(F(Particles.uniform(jnp.zeros((4, 5)))))
+        1.0
+
+    References:
+        Kim, Suzuki, arXiv:2402.01258, Eqs. (2), (3), Lemma 3.1; Yamamoto, Kim, Suzuki, arXiv:2509.16974, Experiment 1.
+    """
+    if ridge < 0:
+        raise ValueError(f"icfl: ridge={ridge}; give a non-negative number.")
+    return _network(inputs, targets, Partial(_profiled_loss, ridge=ridge), activation, chunk_size)

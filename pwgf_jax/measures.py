@@ -1,0 +1,185 @@
+r"""Probability measures carried by particles, and the geometry of L²(μ).
+
+A measure :math:`\mu = \sum_i w_i \delta_{x_i}` is a :class:`Particles`. A *field* on it (a gradient, a
+perturbation) is a pytree shaped like its points; :func:`inner` and :func:`norm` are those of
+:math:`L^2(\mu)`, so they do not change when every particle is split in two.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Shaped
+
+__all__ = ["Field", "Particles", "inner", "norm", "norm_squared"]
+
+Field: TypeAlias = PyTree[Float[Array, "n ..."]]
+"""A vector field on a measure: one vector per particle, structured like the points."""
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True, eq=False)
+class Particles:
+    r"""A finite measure :math:`\mu = \sum_{i=1}^N w_i\,\delta_{x_i}`, as a pytree.
+
+    Args:
+        points: the positions :math:`x_i`: an array (N, d), or any pytree of floating arrays whose leaves
+            share the leading axis N, such as ``{"a": (N, k), "w": (N, l)}``.
+        weights: shape (N,). A probability measure has non-negative weights with sum one;
+            :func:`pwgf_jax.run` asks for that, the class itself also carries signed measures.
+
+    Raises:
+        TypeError: if a leaf is not a floating array.
+        ValueError: if the leaves and the weights do not share the leading axis.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> mu = Particles.uniform(jnp.zeros((4, 2)))
+        >>> mu.size, mu.weights.tolist()
+        (4, [0.25, 0.25, 0.25, 0.25])
+    """
+
+    points: PyTree
+    weights: Any
+
+    def __post_init__(self) -> None:
+        count = jnp.shape(self.weights)
+        if len(count) != 1:
+            raise ValueError(f"Particles: weights have shape {count}; give one weight per particle, shape (N,).")
+        _check_points(self.points, count[0])
+
+    @classmethod
+    def uniform(cls, points: PyTree) -> Particles:
+        """The empirical measure of ``points``: weight 1/N each, in the points' dtype.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> Particles.uniform({"a": jnp.ones((2, 3)), "w": jnp.ones((2, 5))}).size
+            2
+        """
+        points = jax.tree.map(jnp.asarray, points)
+        leaves = jax.tree.leaves(points)
+        if not leaves or jnp.ndim(leaves[0]) == 0 or leaves[0].shape[0] == 0:
+            raise ValueError("Particles.uniform: no particles; give an array (N, d) with N >= 1, or a pytree of such.")
+        count = leaves[0].shape[0]
+        _check_points(points, count)
+        return cls(points, jnp.full((count,), 1 / count, jnp.result_type(*leaves)))
+
+    @property
+    def size(self) -> int:
+        """The number N of particles."""
+        return self.weights.shape[-1]
+
+    def moved_to(self, points: PyTree) -> Particles:
+        """The measure with the same weights on other points.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> Particles.uniform(jnp.zeros((1, 1))).moved_to(jnp.ones((1, 1))).points.tolist()
+            [[1.0]]
+        """
+        return Particles(points, self.weights)
+
+    def push_forward(self, displacement: Field) -> Particles:
+        r"""The push-forward :math:`(\mathrm{Id}+v)_\sharp\mu`: every particle moved by its vector.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> mu = Particles.uniform(jnp.zeros((1, 2)))
+            >>> mu.push_forward(jnp.array([[1.0, 2.0]])).points.tolist()
+            [[1.0, 2.0]]
+        """
+        return self.moved_to(jax.tree.map(operator.add, self.points, displacement))
+
+    # The constructor's checks are for people: inside transformations leaves may be anything.
+    def tree_flatten_with_keys(self):
+        keys = (jax.tree_util.GetAttrKey("points"), jax.tree_util.GetAttrKey("weights"))
+        return tuple(zip(keys, (self.points, self.weights), strict=True)), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        mu = object.__new__(cls)
+        object.__setattr__(mu, "points", children[0])
+        object.__setattr__(mu, "weights", children[1])
+        return mu
+
+
+def _check_points(points: PyTree, count: int) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(points):
+        name = "points" + jax.tree_util.keystr(path)
+        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            kind = getattr(leaf, "dtype", type(leaf).__name__)
+            raise TypeError(f"Particles: {name} is {kind}; give a floating array, e.g. jnp.asarray(x, jnp.float32).")
+        if jnp.ndim(leaf) == 0 or leaf.shape[0] != count:
+            raise ValueError(
+                f"Particles: {name} has shape {leaf.shape} but there are {count} particles; "
+                "every leaf needs the particles on its first axis."
+            )
+
+
+def traceable(function: Callable) -> Callable:
+    """The function as a pytree, so that it can cross ``jax.jit``: its arrays are leaves, plain functions static."""
+    return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
+
+
+def per_particle(values: Shaped[Array, " n"], leaf: Shaped[Array, "n ..."]) -> Shaped[Array, "n ..."]:
+    """One value per particle, shaped to meet a leaf of the points."""
+    return values.reshape(values.shape + (1,) * (leaf.ndim - 1))
+
+
+def inner(mu: Particles, u: Field, v: Field) -> Float[Array, ""]:
+    r"""The inner product of :math:`L^2(\mu)`, :math:`\sum_i w_i \langle u_i, v_i\rangle`.
+
+    Args:
+        mu: the measure.
+        u: a field on it.
+        v: another one.
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> mu = Particles.uniform(jnp.zeros((4, 2)))
+        >>> float(inner(mu, jnp.ones((4, 2)), jnp.ones((4, 2))))
+        2.0
+    """
+    terms = jax.tree.map(lambda a, b: jnp.sum(per_particle(mu.weights, a) * a * b), u, v)
+    return reduce(operator.add, jax.tree.leaves(terms))
+
+
+def norm_squared(mu: Particles, u: Field) -> Float[Array, ""]:
+    r"""The squared norm :math:`\|u\|^2_{L^2(\mu)} = \sum_i w_i |u_i|^2`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> mu = Particles.uniform(jnp.zeros((4, 2)))
+        >>> float(norm_squared(mu, 3 * jnp.ones((4, 2))))
+        18.0
+    """
+    return inner(mu, u, u)
+
+
+def norm(mu: Particles, u: Field) -> Float[Array, ""]:
+    r"""The norm of :math:`L^2(\mu)`, :math:`\|u\|_{L^2(\mu)}`: the root mean square over particles.
+
+    Args:
+        mu: the measure.
+        u: a field on it.
+
+    Returns:
+        A non-negative scalar.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> mu = Particles.uniform(jnp.zeros((4, 2)))
+        >>> float(norm(mu, jnp.full((4, 2), 3.0) * jnp.array([1.0, 0.0])[None]))
+        3.0
+    """
+    return jnp.sqrt(norm_squared(mu, u))

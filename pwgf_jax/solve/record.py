@@ -1,0 +1,118 @@
+"""What a run writes down, returns, and tells whoever is watching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from pwgf_jax.calculus import Functional
+from pwgf_jax.flows import FlowState
+from pwgf_jax.measures import Particles
+
+__all__ = ["Progress", "Record", "Solution"]
+
+Stats = Callable[[Functional, Particles], Mapping[str, Array]]
+
+BUILT_IN = ("step", "value", "gradient_norm", "perturbed")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What to write down along a trajectory: scalars every few steps; never the trajectory itself by default.
+
+    Args:
+        every: steps between two records; the start and the end are always recorded.
+        stats: (F, mu) -> dict of arrays, evaluated at the recorded measures and added to the records.
+
+    Raises:
+        ValueError: if ``every`` is below one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Record(every=10, stats=lambda F, mu: {"mean": mu.weights @ mu.points}).every
+        10
+    """
+
+    every: int = 1
+    stats: Stats | None = None
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"Record: every={self.every}; give at least one step between records.")
+
+    def row(self, F: Functional, state: FlowState) -> dict[str, Array]:
+        """The record of a state."""
+        row = {"value": state.evaluation.value, "gradient_norm": state.evaluation.gradient_norm}
+        extra = {} if self.stats is None else dict(self.stats(F, state.mu))
+        taken = sorted(set(extra) & set(BUILT_IN))
+        if taken:
+            raise ValueError(f"Record: stats returns {', '.join(taken)}, which every record has already; rename it.")
+        return row | {name: jnp.asarray(value) for name, value in extra.items()}
+
+
+class Solution(NamedTuple):
+    """The outcome of a run, or with a leading seed axis on everything, of a sweep.
+
+    Args:
+        mu: the measure that the algorithm returns; for PWGF after a failed test, the one before the jump.
+        value: F there.
+        status: :class:`pwgf_jax.Status` as int32; ``Status(int(solution.status)).sentence`` says what it means.
+        steps: steps taken before the status became final, int32.
+        records: arrays over time: "step", "value", "gradient_norm", "perturbed" (whether a jump happened between this
+            record and the next), and what ``Record.stats`` adds. The first is the start, the last the end;
+            after a final status they repeat.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pwgf_jax import run, wgf
+        >>> F = lambda mu: mu.weights @ jnp.sum(mu.points**2, axis=-1) / 2
+        >>> solution = run(wgf(0.5), F, Particles.uniform(jnp.ones((4, 1))), jax.random.key(0), steps=3)
+        >>> solution.records["step"].tolist(), solution.records["value"].tolist()
+        ([0, 1, 2, 3], [0.5, 0.125, 0.03125, 0.0078125])
+    """
+
+    mu: Particles
+    value: Array
+    status: Array
+    steps: Array
+    records: dict[str, Any]
+
+
+class Progress(NamedTuple):
+    """How a sweep stands after a chunk, for a progress bar.
+
+    Args:
+        step: steps that every running seed has taken.
+        steps: steps asked for.
+        value: F of every seed, shape (seeds,).
+        gradient_norm: ‖∇_μF‖ of every seed.
+        status: status of every seed.
+
+    Example:
+        >>> import numpy as np
+        >>> Progress(10, 100, np.array([2.0, 3.0]), np.array([1.0, 0.1]), np.array([1, 0])).slowest
+        1
+    """
+
+    step: int
+    steps: int
+    value: np.ndarray
+    gradient_norm: np.ndarray
+    status: np.ndarray
+
+    @property
+    def running(self) -> int:
+        """How many seeds are still under way."""
+        return int(np.sum(self.status == 0))
+
+    @property
+    def slowest(self) -> int | None:
+        """The running seed whose objective is the highest, None when all have finished."""
+        if not self.running:
+            return None
+        return int(np.argmax(np.where(self.status == 0, self.value, -np.inf)))

@@ -1,0 +1,309 @@
+"""Trajectories: jitted scans, driven in chunks from the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from pwgf_jax.calculus import Functional
+from pwgf_jax.flows import Flow, FlowState, Status
+from pwgf_jax.flows.base import any_in_batch
+from pwgf_jax.krylov import check_key
+from pwgf_jax.measures import Particles, traceable
+from pwgf_jax.solve import checkpoint as checkpoints
+from pwgf_jax.solve.record import Progress, Record, Solution
+from pwgf_jax.solve.sharding import Batching, batched
+
+__all__ = ["run", "sweep"]
+
+Problem: TypeAlias = Callable[[Array], tuple[Functional, Particles]]
+Rows: TypeAlias = dict[str, np.ndarray]
+
+# Keeps the steps' random numbers apart from whatever the problem draws from the same key.
+_STREAM = 0x70776766
+
+
+class _Trajectory(NamedTuple):
+    """The three compiled pieces of a run, over one seed or a batch of them."""
+
+    start: Callable[[], FlowState]
+    advance: Callable[[FlowState, int, int], tuple[FlowState, dict[str, Array]]]
+    look: Callable[[FlowState], dict[str, Array]]
+
+
+def _start(flow: Flow, F: Functional, mu0: Particles, key: Array) -> FlowState:
+    return flow.init(jax.random.fold_in(jax.random.fold_in(key, _STREAM), 0), F, mu0)
+
+
+def _advance(
+    flow: Flow, record: Record, blocks: int, length: int, F: Functional, key: Array, state: FlowState
+) -> tuple[FlowState, dict[str, Array]]:
+    """``blocks`` times: a record, then ``length`` steps."""
+    stream = jax.random.fold_in(key, _STREAM)
+
+    def take_step(state: FlowState, _: None) -> tuple[FlowState, Array]:
+        def taken(state: FlowState) -> tuple[FlowState, Array]:
+            state, info = flow.step(jax.random.fold_in(stream, state.step + 1), F, state)
+            return state, info.perturbed
+
+        running = any_in_batch(state.status == Status.running)
+        return jax.lax.cond(running, taken, lambda state: (state, jnp.zeros((), bool)), state)
+
+    def block(state: FlowState, _: None) -> tuple[FlowState, dict[str, Array]]:
+        row = record.row(F, state)
+        state, perturbed = jax.lax.scan(take_step, state, None, length=length)
+        return state, row | {"perturbed": jnp.any(perturbed)}
+
+    return jax.lax.scan(block, state, None, length=blocks)
+
+
+def _chunks(done: int, steps: int, every: int, chunk: int) -> Iterator[tuple[int, int]]:
+    """(blocks, steps per block) of the chunks left; a last block may be shorter."""
+    blocks_per_chunk = max(1, chunk // every)
+    blocks = (steps - done) // every
+    while blocks > 0:
+        yield min(blocks, blocks_per_chunk), every
+        blocks -= blocks_per_chunk
+    if rest := (steps - done) % every:
+        yield 1, rest
+
+
+def _drive(
+    trajectory: _Trajectory,
+    batch: tuple[int, ...],
+    steps: int,
+    record: Record,
+    chunk: int | None,
+    progress: Callable[[Progress], None] | None,
+    checkpoint: str | PathLike[str] | None,
+    key: Array,
+) -> Solution:
+    """The host loop: chunk after chunk, until the steps are spent or every seed has finished."""
+    if chunk is None:
+        chunk = steps if not batch and progress is None and checkpoint is None else -(-steps // 20)
+    path = None if checkpoint is None else Path(checkpoint)
+    identity = {
+        "every": record.every,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key_impl": str(jax.random.key_impl(key)),
+    }
+    done, rows = 0, {}
+    if path is not None and path.exists():
+        like = jax.eval_shape(trajectory.start)
+        done, state, rows = checkpoints.load(path, like, identity)
+        if done > steps or (done < steps and done % record.every):
+            raise ValueError(f"{path}: it is at step {done} of a run with other steps; this run takes {steps}.")
+    else:
+        state = trajectory.start()
+
+    for blocks, length in _chunks(done, steps, record.every, chunk):
+        status = np.asarray(state.status)
+        if np.all(status != Status.running):
+            rows = _join(rows, _repeated(trajectory.look(state), blocks, len(batch)), len(batch))
+        else:
+            state, new = trajectory.advance(state, blocks, length)
+            rows = _join(rows, jax.tree.map(np.asarray, new), len(batch))
+        done += blocks * length
+        if path is not None:
+            checkpoints.save(path, done, state, rows, identity)
+        if progress is not None:
+            evaluation = state.evaluation
+            progress(
+                Progress(
+                    done,
+                    steps,
+                    *(np.atleast_1d(x) for x in (evaluation.value, evaluation.gradient_norm, state.status)),
+                )
+            )
+
+    rows = _join(rows, _repeated(trajectory.look(state), 1, len(batch)), len(batch))
+    at = np.minimum(np.arange(-(-steps // record.every) + 1) * record.every, steps)
+    records = {"step": np.broadcast_to(at, (*batch, at.size)), **rows}
+    spent = jnp.asarray(Status.budget_spent, jnp.int32)
+    status = jnp.where(state.status == Status.running, spent, state.status)
+    return Solution(state.mu, state.evaluation.value, status, state.step, records)
+
+
+def _repeated(row: dict[str, Array], count: int, axis: int) -> Rows:
+    """A row of a finished state, ``count`` times along the time axis."""
+    still = {"perturbed": np.zeros(np.shape(row["value"]), bool)}
+    rows = {name: np.asarray(value) for name, value in row.items()} | still
+    return {name: np.repeat(np.expand_dims(value, axis), count, axis=axis) for name, value in rows.items()}
+
+
+def _join(before: Rows, after: Rows, axis: int) -> Rows:
+    return {
+        name: np.concatenate([before[name], value], axis=axis) if before else value for name, value in after.items()
+    }
+
+
+def _check(steps: int, mu0: PyTree) -> None:
+    if not isinstance(mu0, Particles):
+        raise TypeError(f"the start is a {type(mu0).__name__}; make a measure with Particles.uniform(points).")
+    if int(steps) != steps or steps < 0:
+        raise ValueError(f"steps={steps}; give a non-negative whole number.")
+
+
+def _check_value(F: Functional, mu0: Particles) -> None:
+    value: Any = jax.eval_shape(F, mu0)
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"F(mu) is {value}; a functional returns one floating scalar (sum over data and outputs).")
+
+
+def run(
+    flow: Flow,
+    F: Functional,
+    mu0: Particles,
+    key: Array,
+    steps: int,
+    record: Record | None = None,
+    *,
+    chunk: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+) -> Solution:
+    r"""Run a flow from one measure: one jitted ``lax.scan``, in chunks if somebody watches.
+
+    Args:
+        flow: the method.
+        F: the functional; arrays of a registered pytree are traced, a plain function is compiled in.
+        mu0: the start, a probability measure.
+        key: typed random key.
+        steps: how many steps to take at most.
+        record: what to write down, every step by default.
+        chunk: steps per compiled call; all by default, a twentieth with progress or checkpoint.
+        progress: called after every chunk with a :class:`Progress`.
+        checkpoint: file to save to after every chunk, and to go on from if it exists.
+
+    Returns:
+        A :class:`Solution`. A value that is not finite is a status, not an error.
+
+    Raises:
+        TypeError: if the key is no typed key, the start no :class:`pwgf_jax.Particles`, or F(mu) no scalar.
+        ValueError: if steps are negative, the weights are no probabilities, or the checkpoint is of another run.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pwgf_jax import Status, wgf
+        >>> F = lambda mu: mu.weights @ jnp.sum(mu.points**2, axis=-1) / 2
+        >>> solution = run(wgf(0.5), F, Particles.uniform(jnp.ones((4, 1))), jax.random.key(0), steps=3)
+        >>> float(solution.value), Status(int(solution.status)).name
+        (0.0078125, 'budget_spent')
+    """
+    check_key(key, "run")
+    if key.ndim:
+        raise ValueError(f"run: key has shape {key.shape}; give one key, or use sweep for one run per key.")
+    _check(steps, mu0)
+    weights = np.asarray(mu0.weights)
+    if np.any(weights < 0) or abs(weights.sum() - 1) > 1e-4:
+        raise ValueError(
+            f"run: weights lie in [{weights.min():.3g}, {weights.max():.3g}] and sum to {weights.sum():.6g}; "
+            "give non-negative weights with sum one, such as Particles.uniform(points)."
+        )
+    _check_value(F, mu0)
+    record = Record() if record is None else record
+    functional = traceable(F)
+    trajectory = _Trajectory(
+        lambda: _jit_start(flow, functional, mu0, key),
+        lambda state, blocks, length: _jit_advance(flow, record, blocks, length, functional, key, state),
+        lambda state: _jit_look(record, functional, state),
+    )
+    return _drive(trajectory, (), steps, record, chunk, progress, checkpoint, key)
+
+
+_jit_start = jax.jit(_start, static_argnums=0)
+_jit_advance = jax.jit(_advance, static_argnums=(0, 1, 2, 3))
+_jit_look = jax.jit(Record.row, static_argnums=0)
+
+
+def sweep(
+    flow: Flow,
+    problem: Problem,
+    keys: Array,
+    steps: int,
+    record: Record | None = None,
+    *,
+    batching: Batching = "auto",
+    chunk: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+) -> Solution:
+    r"""Run a flow once per key: ``F, mu0 = problem(key)`` and then ``run(flow, F, mu0, key, steps)``, for all keys.
+
+    Equal to the loop of single runs up to rounding, however it is batched. A seed that stops or turns non-finite
+    freezes while the others go on; the sweep ends when all have.
+
+    Args:
+        flow: the method.
+        problem: key -> (functional, start); traced by jax, so it draws with ``jax.random`` from its key.
+        keys: typed random keys, shape (seeds,), e.g. ``jax.random.split(jax.random.key(0), 10)``.
+        steps: how many steps to take at most.
+        record: what to write down, every step by default.
+        batching: ``"map"`` seed after seed, ``"vmap"`` all at once, ``"shard"`` spread over the devices,
+            ``"auto"`` the fastest for this machine.
+        chunk: steps per compiled call, a twentieth of all by default.
+        progress: called after every chunk with a :class:`Progress`.
+        checkpoint: file to save to after every chunk, and to go on from if it exists.
+
+    Returns:
+        A :class:`Solution` with a leading seed axis on everything.
+
+    Raises:
+        TypeError: if ``keys`` are no typed keys, or the problem makes no (functional, Particles).
+        ValueError: if ``keys`` is not one axis of keys, steps are negative, or the checkpoint is of another run.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pwgf_jax import Particles, wgf
+        >>> def problem(key):
+        ...     return lambda mu: mu.weights @ mu.points[:, 0] ** 2, Particles.uniform(jax.random.normal(key, (8, 1)))
+        >>> solution = sweep(wgf(0.1), problem, jax.random.split(jax.random.key(0), 3), steps=50)
+        >>> solution.value.shape, bool(jnp.all(solution.value < 1e-4))
+        ((3,), True)
+    """
+    check_key(keys, "sweep")
+    if keys.ndim != 1 or keys.shape[0] == 0:
+        raise ValueError(f"sweep: keys have shape {keys.shape}; give one key per seed, jax.random.split(key, seeds).")
+    record = Record() if record is None else record
+
+    def examine(key: Array) -> Array:
+        pair = problem(key)
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise TypeError(f"sweep: problem(key) returns a {type(pair).__name__}; return (functional, Particles).")
+        _check(steps, pair[1])
+        _check_value(*pair)
+        return jnp.zeros(())
+
+    jax.eval_shape(examine, keys[0])
+
+    def start(key: Array) -> FlowState:
+        F, mu0 = problem(key)
+        return _start(flow, F, mu0, key)
+
+    def advance(blocks: int, length: int, key: Array, state: FlowState) -> tuple[FlowState, dict[str, Array]]:
+        # Drawn again in every chunk: cheaper than keeping every seed's data alive, and closures stay closures.
+        return _advance(flow, record, blocks, length, problem(key)[0], key, state)
+
+    def look(key: Array, state: FlowState) -> dict[str, Array]:
+        return record.row(problem(key)[0], state)
+
+    jit_advance = jax.jit(
+        lambda blocks, length, keys, state: batched(partial(advance, blocks, length), batching)(keys, state),
+        static_argnums=(0, 1),
+    )
+    jit_look = jax.jit(batched(look, batching))
+    jit_start = jax.jit(batched(start, batching))
+    trajectory = _Trajectory(
+        lambda: jit_start(keys),
+        lambda state, blocks, length: jit_advance(blocks, length, keys, state),
+        lambda state: jit_look(keys, state),
+    )
+    return _drive(trajectory, keys.shape, steps, record, chunk, progress, checkpoint, keys)

@@ -1,0 +1,106 @@
+"""When to perturb, and when a perturbation that bought nothing ends the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+__all__ = ["Trigger", "Window", "gradient_trigger"]
+
+
+class Window(NamedTuple):
+    """The waiting window after a jump.
+
+    Args:
+        jumped_at: step of the last jump, int32; before any jump, one that lies a whole window in the past.
+        saved: what was current just before it (any pytree), which a failed test returns.
+        saved_value: the objective there.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> window = gradient_trigger(eps=0.1, k_thres=5, f_thres=0.01).init(jnp.ones(2), jnp.ones(()))
+        >>> int(window.jumped_at)
+        -6
+    """
+
+    jumped_at: Int[Array, ""]
+    saved: PyTree
+    saved_value: Float[Array, ""]
+
+
+class Trigger(NamedTuple):
+    """A rule for perturbing and stopping, as pure functions over a :class:`Window`.
+
+    Args:
+        init: (current, value) -> window, at the start of a run.
+        should_perturb: (window, step, gradient_norm) -> whether to jump at this step.
+        jump: (window, step, current, value) -> the window that opens with a jump.
+        should_stop: (window, step, value) -> whether the step just taken ends the window without enough
+            decrease; ``value`` is the one after the step.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> trigger = gradient_trigger(eps=0.1, k_thres=5, f_thres=0.01)
+        >>> window = trigger.init(jnp.ones(2), jnp.ones(()))
+        >>> bool(trigger.should_perturb(window, jnp.int32(0), jnp.float32(0.05)))
+        True
+    """
+
+    init: Callable[[PyTree, Array], Window]
+    should_perturb: Callable[[Window, Array, Array], Bool[Array, ""]]
+    jump: Callable[[Window, Array, PyTree, Array], Window]
+    should_stop: Callable[[Window, Array, Array], Bool[Array, ""]]
+
+
+def gradient_trigger(*, eps: float, k_thres: int, f_thres: float) -> Trigger:
+    r"""The papers' indirect saddle test.
+
+    Jump where :math:`\|\nabla_\mu F\|\le\varepsilon` and the last jump is more than ``k_thres`` steps ago; stop where,
+    ``k_thres`` steps after a jump, the objective has fallen by no more than ``f_thres`` below its value *before* the
+    jump. No eigenvalue is computed.
+
+    Args:
+        eps: gradient norm below which a point counts as stationary, in :math:`L^2(\mu)`.
+        k_thres: length of the waiting window [steps].
+        f_thres: decrease that a window has to exceed [units of the objective].
+
+    Returns:
+        A :class:`Trigger`.
+
+    Raises:
+        ValueError: if ``eps`` or ``f_thres`` is negative or ``k_thres`` is below one.
+
+    Example:
+        >>> gradient_trigger(eps=0.1, k_thres=0, f_thres=0.01)
+        Traceback (most recent call last):
+        ...
+        ValueError: gradient_trigger: k_thres=0; give a window of at least one step.
+
+    References:
+        Yamamoto, Kim, Suzuki, arXiv:2509.16974, Alg. 2.
+    """
+    if not eps >= 0:
+        raise ValueError(f"gradient_trigger: eps={eps}; give a non-negative gradient norm.")
+    if k_thres < 1 or int(k_thres) != k_thres:
+        raise ValueError(f"gradient_trigger: k_thres={k_thres}; give a window of at least one step.")
+    if not f_thres >= 0:
+        raise ValueError(f"gradient_trigger: f_thres={f_thres}; give a non-negative decrease.")
+    length = int(k_thres)
+
+    def init(current: PyTree, value: Any) -> Window:
+        return Window(jnp.asarray(-length - 1, jnp.int32), current, value)
+
+    def should_perturb(window: Window, step: Any, gradient_norm: Any) -> Any:
+        return (gradient_norm <= eps) & (step - window.jumped_at > length)
+
+    def jump(window: Window, step: Any, current: PyTree, value: Any) -> Window:
+        del window
+        return Window(step, current, value)
+
+    def should_stop(window: Window, step: Any, value: Any) -> Any:
+        return (step == window.jumped_at + length) & (window.saved_value - value <= f_thres)
+
+    return Trigger(init, should_perturb, jump, should_stop)
