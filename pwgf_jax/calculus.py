@@ -147,7 +147,7 @@ def _queries(mu: Particles, at: PyTree) -> tuple[PyTree, bool]:
     if not single and any(query.shape[1:] != point.shape[1:] for query, point in pairs):
         raise ValueError(
             f"query points have shapes {[query.shape for query, _ in pairs]}; "
-            f"a query point has shapes {[point.shape[1:] for _, point in pairs]}, a batch of them one more leading axis."
+            f"a query point has shapes {[point.shape[1:] for _, point in pairs]}, a batch one more leading axis."
         )
     return (jax.tree.map(lambda leaf: leaf[None], at) if single else at), single
 
@@ -211,7 +211,7 @@ def value_and_wasserstein_gradient(F: Functional, mu: Particles) -> tuple[Float[
     return value, _per_mass(mu, covector)
 
 
-def wasserstein_gradient(F: Functional, mu: Particles, at: PyTree | None = None) -> Field:
+def wasserstein_gradient(F: Functional, mu: Particles, at: PyTree | None = None) -> PyTree:
     r"""The Wasserstein gradient :math:`\nabla_\mu F(\mu,x)=\nabla_x\frac{\delta F}{\delta\mu}(\mu)(x)`.
 
     Args:

@@ -136,7 +136,7 @@ def _decompose(matvec: Callable[[Array], Array], start: Float[Array, " n"], dept
         residual = orthogonalise(image, basis)
         beta = jnp.linalg.norm(residual)
         diagonal = diagonal.at[i].set(_dot(q, image))
-        steps = steps + alive
+        steps = steps + alive.astype(jnp.int32)
         alive = alive & (beta > rounding * scale)
         residual = jnp.where(alive, residual, 0)
         beta = jnp.where(alive, beta, 0)
@@ -170,7 +170,7 @@ def _ritz(decomposition: _Decomposition) -> tuple[Array, Array, Array]:
     zeros can pass for an eigenvalue.
     """
     depth = decomposition.tridiagonal.shape[0]
-    genuine = jnp.arange(depth) < decomposition.steps_taken
+    genuine = jnp.arange(depth, dtype=jnp.int32) < decomposition.steps_taken
     bound = 1 + 2 * jnp.max(jnp.sum(jnp.abs(decomposition.tridiagonal), axis=1))
     values, vectors = jnp.linalg.eigh(decomposition.tridiagonal + jnp.diag(jnp.where(genuine, 0, bound)))
     return values, vectors, genuine

@@ -49,7 +49,8 @@ class Particles:
     weights: Any
 
     def __post_init__(self) -> None:
-        count = jnp.shape(self.weights)
+        _check_floating("weights", self.weights)
+        count = self.weights.shape
         if len(count) != 1:
             raise ValueError(f"Particles: weights have shape {count}; give one weight per particle, shape (N,).")
         _check_points(self.points, count[0])
@@ -99,11 +100,13 @@ class Particles:
 
     # The constructor's checks are for people: inside transformations leaves may be anything.
     def tree_flatten_with_keys(self):
+        """Points and weights, with their names."""
         keys = (jax.tree_util.GetAttrKey("points"), jax.tree_util.GetAttrKey("weights"))
         return tuple(zip(keys, (self.points, self.weights), strict=True)), None
 
     @classmethod
     def tree_unflatten(cls, _, children):
+        """A measure of anything that stands for points and weights."""
         mu = object.__new__(cls)
         object.__setattr__(mu, "points", children[0])
         object.__setattr__(mu, "weights", children[1])
@@ -113,14 +116,18 @@ class Particles:
 def _check_points(points: PyTree, count: int) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(points):
         name = "points" + jax.tree_util.keystr(path)
-        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
-            kind = getattr(leaf, "dtype", type(leaf).__name__)
-            raise TypeError(f"Particles: {name} is {kind}; give a floating array, e.g. jnp.asarray(x, jnp.float32).")
+        _check_floating(name, leaf)
         if jnp.ndim(leaf) == 0 or leaf.shape[0] != count:
             raise ValueError(
                 f"Particles: {name} has shape {leaf.shape} but there are {count} particles; "
                 "every leaf needs the particles on its first axis."
             )
+
+
+def _check_floating(name: str, leaf: Any) -> None:
+    if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        kind = getattr(leaf, "dtype", type(leaf).__name__)
+        raise TypeError(f"Particles: {name} is {kind}; give a floating array, e.g. jnp.asarray(x, jnp.float32).")
 
 
 def traceable(function: Callable) -> Callable:

@@ -12,6 +12,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from pwgf_jax.calculus import Functional, integral_product, wasserstein_hessian
@@ -77,7 +78,8 @@ def hessian_guided(
         depth: Krylov dimension of ``"lanczos"``, capped by the size of a field.
 
     Returns:
-        A field with :math:`\mathbb E\|\xi\|^2_{L^2(\mu)}=\mathrm{tr}\,H_\mu^2`. Coincident particles get the same vector.
+        A field with :math:`\mathbb E\|\xi\|^2_{L^2(\mu)}=\mathrm{tr}\,H_\mu^2`. Coincident particles
+        get the same vector.
 
     Raises:
         ValueError: if ``method`` is neither.
@@ -131,7 +133,7 @@ def hessian_guided_field(key: Array, F: Functional, mu: Particles) -> Callable[[
 
 
 def hessian_energy(key: Array, F: Functional, mu: Particles, probes: int = 8) -> Float[Array, ""]:
-    r"""An unbiased estimate of :math:`\mathbb E\|\xi\|^2_{L^2(\mu)}=\mathrm{tr}\,H_\mu^2`, the energy of Hessian-guided noise.
+    r"""The energy of Hessian-guided noise, :math:`\mathbb E\|\xi\|^2_{L^2(\mu)}=\mathrm{tr}\,H_\mu^2`, without bias.
 
     Args:
         key: typed random key.
@@ -181,7 +183,9 @@ def isotropic(key: Array, mu: Particles, scale: float | Float[Array, ""]) -> Fie
 def smooth_isotropic(
     key: Array, mu: Particles, scale: float | Float[Array, ""], lengthscale: float, *, features: int = 256
 ) -> Field:
-    r"""A smooth isotropic random field, :math:`\xi\sim\mathrm{GP}(0,\mathrm{scale}^2 e^{-|x-y|^2/2\ell^2}I_d)`, on the particles.
+    r"""A smooth isotropic random field on the particles.
+
+    :math:`\xi\sim\mathrm{GP}(0,\mathrm{scale}^2 e^{-|x-y|^2/2\ell^2}I_d)`.
 
     Drawn by random Fourier features: :math:`\xi(x)=\mathrm{scale}\sqrt{2/R}\sum_r a_r\cos(\omega_r\cdot x/\ell+b_r)`,
     :math:`a_r\sim N(0,I_d)`, :math:`\omega_r\sim N(0,I_d)`, b uniform; its covariance is exact in the mean, and
@@ -207,8 +211,8 @@ def smooth_isotropic(
         Kim, Suzuki, arXiv:2402.01258 (Gaussian-process perturbation); Rahimi and Recht, NeurIPS 2007.
     """
     check_key(key, "smooth_isotropic")
-    flat = jax.vmap(lambda points: jax.flatten_util.ravel_pytree(points)[0])(mu.points)
-    _, unravel = jax.flatten_util.ravel_pytree(jax.tree.map(lambda leaf: leaf[0], mu.points))
+    flat = jax.vmap(lambda points: ravel_pytree(points)[0])(mu.points)
+    _, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], mu.points))
     dimension, dtype = flat.shape[1], flat.dtype
     frequency_key, phase_key, amplitude_key = jax.random.split(key, 3)
     frequencies = jax.random.normal(frequency_key, (dimension, features), dtype) / lengthscale

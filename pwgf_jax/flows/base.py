@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from pwgf_jax.calculus import Functional, value_and_wasserstein_gradient
 from pwgf_jax.krylov import check_key
 from pwgf_jax.measures import Field, Particles, norm, per_particle
-from pwgf_jax.transforms import Trigger, Window
+from pwgf_jax.transforms import Trigger
 
 __all__ = ["Evaluation", "Flow", "FlowState", "Status", "StepInfo", "StepSize", "flow", "gradient"]
 
@@ -97,7 +97,7 @@ class FlowState(NamedTuple):
     mu: Particles
     evaluation: Evaluation
     optimizer: PyTree
-    window: Window | None
+    window: Any
     step: Int[Array, ""]
     status: Int[Array, ""]
 
@@ -182,7 +182,7 @@ def _(axis_size: int, in_batched: list[bool], predicate: Array) -> tuple[Array, 
     return any_in_batch(jnp.any(predicate)), False
 
 
-def _choose(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
+def _choose(condition: Array, yes: Any, no: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
@@ -206,7 +206,7 @@ def flow(
     perturbation: Perturbation | None = None,
     trigger: Trigger | None = None,
 ) -> Flow:
-    r"""Compose a method: :math:`\mu_{k+1}=(\mathrm{Id}+u_k)_\sharp\mu_k` with :math:`u_k` the optimizer's update for the direction.
+    r"""Compose a method: :math:`\mu_{k+1}=(\mathrm{Id}+u_k)_\sharp\mu_k`, u_k the optimizer's update for the direction.
 
     With a trigger, a step at which it fires first moves the measure by the perturbation and takes the gradient step
     from there; a window that ends without enough decrease ends the run and returns the measure from before
@@ -256,57 +256,74 @@ def flow(
 
     def step(key: Array, F: Functional, state: FlowState) -> tuple[FlowState, StepInfo]:
         check_key(key, "Flow.step")
-        noise_key, jump_key, next_key = jax.random.split(key, 3)
-        active = state.status == Status.running
-        fires = jnp.zeros((), bool)
-        moved = state
+        jump_key, next_key = jax.random.split(key)
+        active, fires, after = state.status == Status.running, jnp.zeros((), bool), state
         if trigger is not None and perturbation is not None:
             fires = active & trigger.should_perturb(state.window, state.step, state.evaluation.gradient_norm)
-
-            def jump(before: FlowState) -> FlowState:
-                mu = before.mu.push_forward(perturbation(noise_key, F, before.mu))
-                window = trigger.jump(
-                    before.window, before.step, (before.mu, before.evaluation), before.evaluation.value
-                )
-                after = before._replace(mu=mu, evaluation=direction(jump_key, F, mu), window=window)
-                return _choose(fires, after, before)
-
-            moved = jax.lax.cond(any_in_batch(fires), jump, lambda before: before, state)
-
-        updates, optimizer_state = transform.update(
-            moved.evaluation.field,
-            moved.optimizer,
-            moved.mu.points,
-            value=moved.evaluation.value,
-            grad=jax.tree.map(lambda u: per_particle(moved.mu.weights, u).astype(u.dtype) * u, moved.evaluation.field),
-            value_fn=lambda points: F(moved.mu.moved_to(points)),
-        )
-        mu = moved.mu.moved_to(optax.apply_updates(moved.mu.points, updates))
-        evaluation = direction(next_key, F, mu)
-        status = _finite_status(evaluation, state.status)
-        after = FlowState(mu, evaluation, optimizer_state, moved.window, state.step + 1, status)
+            after = _jump(fires, jump_key, F, state, direction, perturbation, trigger)
+        after = _descend(next_key, F, after, direction, transform)
         # A measure that is not finite is never entered: the one before it is kept.
-        after = _choose(status == Status.not_finite, state._replace(status=status), after)
+        after = _choose(after.status == Status.not_finite, state._replace(status=after.status), after)
         if trigger is not None:
-            stops = (after.status == Status.running) & trigger.should_stop(after.window, state.step, evaluation.value)
-            saved_mu, saved_evaluation = after.window.saved
-            stopped = after._replace(
-                mu=saved_mu,
-                evaluation=saved_evaluation,
-                status=jnp.asarray(Status.second_order_stationary, jnp.int32),
-            )
-            after = _choose(stops, stopped, after)
-        after = _choose(active, _like(after, state), state)
+            after = _judge(state.step, after, trigger)
+        after = _choose(active, after, state)
         return after, StepInfo(after.evaluation.value, after.evaluation.gradient_norm, fires, after.status)
 
     return Flow(init, step)
 
 
+def _jump(
+    fires: Array,
+    key: Array,
+    F: Functional,
+    state: FlowState,
+    direction: Direction,
+    perturbation: Perturbation,
+    trigger: Trigger,
+) -> FlowState:
+    """Perturb the measure and open a window, where the trigger fires."""
+
+    def jumped(before: FlowState) -> FlowState:
+        noise_key, direction_key = jax.random.split(key)
+        mu = before.mu.push_forward(perturbation(noise_key, F, before.mu))
+        window = trigger.jump(before.window, before.step, (before.mu, before.evaluation), before.evaluation.value)
+        return _choose(fires, before._replace(mu=mu, evaluation=direction(direction_key, F, mu), window=window), before)
+
+    return jax.lax.cond(any_in_batch(fires), jumped, lambda before: before, state)
+
+
+def _descend(
+    key: Array, F: Functional, state: FlowState, direction: Direction, transform: optax.GradientTransformationExtraArgs
+) -> FlowState:
+    """One step of the optimizer along the direction, and the evaluation where it leads."""
+    mu, evaluation = state.mu, state.evaluation
+    # optax mixes dtypes (adam raises a float to an int32 power): strict users need not give it up.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, optimizer = transform.update(
+            evaluation.field,
+            state.optimizer,
+            mu.points,
+            value=evaluation.value,
+            grad=jax.tree.map(lambda u: per_particle(mu.weights, u).astype(u.dtype) * u, evaluation.field),
+            value_fn=lambda points: F(mu.moved_to(points)),
+        )
+    # An optimizer that widens its state may not change the carry's dtypes.
+    optimizer = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), optimizer, state.optimizer)
+    mu = mu.moved_to(optax.apply_updates(mu.points, updates))
+    evaluation = direction(key, F, mu)
+    status = _finite_status(evaluation, state.status)
+    return state._replace(mu=mu, evaluation=evaluation, optimizer=optimizer, step=state.step + 1, status=status)
+
+
+def _judge(step: Array, state: FlowState, trigger: Trigger) -> FlowState:
+    """Return to the measure saved before the jump where the window that ends here bought too little."""
+    window: Any = state.window
+    stops = (state.status == Status.running) & trigger.should_stop(window, step, state.evaluation.value)
+    mu, evaluation = window.saved
+    status = jnp.asarray(Status.second_order_stationary, jnp.int32)
+    return _choose(stops, state._replace(mu=mu, evaluation=evaluation, status=status), state)
+
+
 def _finite_status(evaluation: Evaluation, otherwise: Array) -> Array:
     finite = jnp.isfinite(evaluation.value) & jnp.isfinite(evaluation.gradient_norm)
     return jnp.where(finite, otherwise, jnp.asarray(Status.not_finite, jnp.int32))
-
-
-def _like(tree: PyTree, reference: PyTree) -> Any:
-    """The tree in the reference's dtypes: an optimizer that widens its state may not change the carry's."""
-    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, reference)

@@ -19,7 +19,9 @@ __all__ = ["isotropic_pwgf", "pwgf", "wgf"]
 
 
 def wgf(step_size: StepSize) -> Flow:
-    r"""Wasserstein gradient flow, explicit Euler: :math:`x_i\leftarrow x_i-\eta\,\nabla_\mu F(\mu,x_i)`; the papers' "static".
+    r"""Wasserstein gradient flow by explicit Euler steps, the papers' "static".
+
+    :math:`x_i\leftarrow x_i-\eta\,\nabla_\mu F(\mu,x_i)`.
 
     Args:
         step_size: η, a schedule, or an optax transformation.

@@ -1,4 +1,4 @@
-"""Functionals of a measure that ship with the library; any function of :class:`pwgf_jax.Particles` works beside them."""
+"""Functionals that ship with the library; any function of :class:`pwgf_jax.Particles` works beside them."""
 
 from pwgf_jax.functionals.interaction import interaction
 from pwgf_jax.functionals.network import (

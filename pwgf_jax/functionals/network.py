@@ -112,7 +112,7 @@ def _network(inputs: Any, targets: Any, loss: Partial, activation: str, chunk_si
     inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
     if inputs.ndim != 2 or targets.ndim != 2 or inputs.shape[0] != targets.shape[0] or inputs.shape[0] == 0:
         raise ValueError(
-            f"inputs have shape {inputs.shape} and targets {targets.shape}; give (M, l) and (M, k) with the same M >= 1."
+            f"inputs have shape {inputs.shape} and targets {targets.shape}; give (M, l) and (M, k), M >= 1."
         )
     if not jnp.issubdtype(inputs.dtype, jnp.floating) or inputs.dtype != targets.dtype:
         raise TypeError(f"inputs are {inputs.dtype} and targets {targets.dtype}; give both in one floating dtype.")
@@ -184,7 +184,7 @@ def matrix_factorization(
 ) -> MeanFieldNetwork:
     r"""Rank-one matrix factorisation: :math:`F(\mu)=\frac c2\mathbb E\|h_\mu h_\mu^\top-h^\circ h^{\circ\top}\|_F^2`.
 
-    Minima: :math:`h_\mu=\pm h^\circ` pointwise, F = 0. Saddle: :math:`h_\mu\equiv0` (antithetic pairs of neurons), where
+    Minima: :math:`h_\mu=\pm h^\circ` pointwise, F = 0. Saddle: :math:`h_\mu\equiv0` (antithetic pairs of neurons):
     gradient and local Hessian vanish, :math:`F=\frac c2\mathbb E|h^\circ|^4` and :math:`H_\mu\preceq0`.
 
     Args:
@@ -221,12 +221,13 @@ def icfl(
     activation: str = "tanh",
     chunk_size: int | None = None,
 ) -> MeanFieldNetwork:
-    r"""The in-context feature learning loss: :math:`L(\mu)=\min_V\frac12\mathbb E|f^\circ-Vh_\mu|^2+\frac\lambda2\|V\|_F^2`.
+    r"""The in-context feature learning (ICFL) loss.
 
+    :math:`L(\mu)=\min_V\frac12\mathbb E|f^\circ-Vh_\mu|^2+\frac\lambda2\|V\|_F^2`.
     This is at once the loss of a linear attention layer on MLP features with its attention matrix at the
     optimum, and that of a three-layer network whose linear last layer is at the optimum. With
-    :math:`S=\mathbb E[hh^\top]+\lambda I` and :math:`C=\mathbb E[f^\circ h^\top]`, V = C S⁻¹. Without ridge the value is
-    undefined where S is singular (every neuron at zero, or fewer data than outputs); never start there. Every μ with
+    :math:`S=\mathbb E[hh^\top]+\lambda I` and :math:`C=\mathbb E[f^\circ h^\top]`, V = C S⁻¹. Without ridge the value
+    is undefined where S is singular (every neuron at zero, or fewer data than outputs); never start there. Every μ with
     C = 0 is a saddle of the highest value, ½E|f°|².
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,25 @@ def _describe(state: PyTree) -> list[str]:
 
 
 def save(path: Path, step: int, state: PyTree, records: dict[str, np.ndarray], identity: dict[str, Any]) -> None:
-    """Write a checkpoint; a crash in the middle leaves the one before it."""
+    """Write a checkpoint; a crash in the middle leaves the one before it.
+
+    Args:
+        path: the ``.npz`` file; its folder is made.
+        step: how far the run is.
+        state: any pytree of arrays.
+        records: what has been recorded so far.
+        identity: what a run must share to go on from here, JSON values.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(Path(folder) / "a.npz", 3, {"x": jnp.ones(2)}, {}, {"every": 1})
+        ...     step, state, _ = load(Path(folder) / "a.npz", {"x": jnp.zeros(2)}, {"every": 1})
+        >>> step, state["x"].tolist()
+        (3, [1.0, 1.0])
+    """
     header = {"step": step, "identity": identity, "state": _describe(state)}
-    arrays = {f"state/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    arrays: dict[str, Any] = {f"state/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
     arrays |= {f"records/{name}": value for name, value in records.items()}
     temporary = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,12 +49,30 @@ def save(path: Path, step: int, state: PyTree, records: dict[str, np.ndarray], i
 
 
 def load(path: Path, like: PyTree, identity: dict[str, Any]) -> tuple[int, PyTree, dict[str, np.ndarray]]:
-    """Read a checkpoint of a run like this one: its step, its state structured like ``like``, its records."""
+    """Read a checkpoint of a run like this one.
+
+    Args:
+        path: the ``.npz`` file.
+        like: a state of this run, or its shapes and dtypes.
+        identity: as given to :func:`save` by this run.
+
+    Returns:
+        The step, the state structured like ``like``, and the records.
+
+    Raises:
+        ValueError: if the file is no checkpoint, or one of another run.
+
+    Example:
+        >>> load(Path("pyproject.toml"), {}, {})
+        Traceback (most recent call last):
+        ...
+        ValueError: pyproject.toml: not a checkpoint (...); delete it to start afresh.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(str(arrays.pop("header")))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a checkpoint ({error}); delete it to start afresh.") from error
     for name, value in identity.items():
         if header["identity"].get(name) != value:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,21 @@ def batched(function: Callable[..., PyTree], batching: Batching) -> Callable[...
     ``"map"`` runs seed after seed, each with all threads; ``"vmap"`` all at once; ``"shard"`` spreads them over the
     devices, mapped on CPU and vmapped on accelerators. ``"auto"`` shards where there are several devices, else maps
     on CPU (vmap over seeds costs 2x there: the working set leaves the cache) and vmaps on accelerators.
+
+    Args:
+        function: of arguments that belong to one seed.
+        batching: one of the four.
+
+    Returns:
+        The function of the same arguments with a leading seed axis.
+
+    Raises:
+        ValueError: if ``batching`` is none of the four.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> batched(lambda x: 2 * x, "map")(jnp.arange(3)).tolist()
+        [0, 2, 4]
     """
     if batching not in ("auto", "map", "vmap", "shard"):
         raise ValueError(f'sweep: batching={batching!r}; choose "auto", "map", "vmap" or "shard".')
@@ -53,7 +68,7 @@ def batched(function: Callable[..., PyTree], batching: Batching) -> Callable[...
     return sharded
 
 
-def shard_particles(mu: Particles, devices: list[jax.Device] | None = None) -> Particles:
+def shard_particles(mu: Particles, devices: Sequence[Any] | None = None) -> Particles:
     """The measure with its particles spread over devices; flows started from it stay spread.
 
     A mean over particles then needs one sum across devices per step.
