@@ -13,7 +13,17 @@ from pwgf_jax.calculus import (
     wasserstein_gradient,
     wasserstein_hessian,
 )
-from pwgf_jax.flows import Flow, Status, flow, isotropic_pwgf, pwgf, wgf
+from pwgf_jax.certify import Certificate, Verdict, certify
+from pwgf_jax.flows import (
+    Flow,
+    Status,
+    flow,
+    isotropic_pwgf,
+    pwgf,
+    saddle_free_newton,
+    sobolev_descent,
+    wgf,
+)
 from pwgf_jax.krylov import lanczos, matrix_function, smallest_eigenpair
 from pwgf_jax.measures import Particles, inner, norm
 from pwgf_jax.perturbation import (
@@ -22,16 +32,22 @@ from pwgf_jax.perturbation import (
     isotropic,
     smooth_isotropic,
 )
-from pwgf_jax.solve import Record, Solution, run, sweep
+from pwgf_jax.solve import Record, Solution, continuous_pwgf, run, sweep
+from pwgf_jax.theory import estimate_smoothness, theory_parameters
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Certificate",
     "Flow",
     "Particles",
     "Record",
     "Solution",
     "Status",
+    "Verdict",
+    "certify",
+    "continuous_pwgf",
+    "estimate_smoothness",
     "first_variation",
     "flow",
     "functionals",
@@ -46,9 +62,12 @@ __all__ = [
     "norm",
     "pwgf",
     "run",
+    "saddle_free_newton",
     "smallest_eigenpair",
     "smooth_isotropic",
+    "sobolev_descent",
     "sweep",
+    "theory_parameters",
     "value_and_wasserstein_gradient",
     "wasserstein_gradient",
     "wasserstein_hessian",

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from pwgf_jax.calculus import HessianOperator
 from pwgf_jax.measures import per_particle
 
-__all__ = ["Eigenpair", "Lanczos", "lanczos", "matrix_function", "smallest_eigenpair"]
+__all__ = ["Eigenpair", "Lanczos", "dense_function", "lanczos", "matrix_function", "smallest_eigenpair"]
 
 _dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -70,7 +70,7 @@ class Eigenpair(NamedTuple):
     converged: Bool[Array, ""]
 
 
-class _FlatOperator(NamedTuple):
+class FlatOperator(NamedTuple):
     """A symmetric matrix-vector product, and the isometry between its vectors and fields."""
 
     matvec: Callable[[Array], Array]
@@ -79,7 +79,7 @@ class _FlatOperator(NamedTuple):
     support: Array  # 1 where a coordinate exists, 0 on particles of weight zero
 
 
-class _Decomposition(NamedTuple):
+class Decomposition(NamedTuple):
     """A Lanczos decomposition in flat coordinates."""
 
     basis: Float[Array, "depth n"]
@@ -88,13 +88,13 @@ class _Decomposition(NamedTuple):
     steps_taken: Int[Array, ""]
 
 
-def _flatten(operator: Callable[[PyTree], PyTree], like: PyTree) -> _FlatOperator:
+def flatten(operator: Callable[[PyTree], PyTree], like: PyTree) -> FlatOperator:
     flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like))
     if not jnp.issubdtype(flat.dtype, jnp.floating):
         raise TypeError(f"krylov: fields are {flat.dtype}; give floating arrays.")
     if not isinstance(operator, HessianOperator):
         support = jnp.ones_like(flat)
-        return _FlatOperator(
+        return FlatOperator(
             lambda q: ravel_pytree(operator(unravel(q)))[0], lambda u: ravel_pytree(u)[0], unravel, support
         )
     root = jnp.sqrt(operator.mu.weights)
@@ -110,7 +110,7 @@ def _flatten(operator: Callable[[PyTree], PyTree], like: PyTree) -> _FlatOperato
         return scaled(inverse_root, unravel(q))
 
     support = ravel_pytree(scaled(jnp.where(root > 0, 1, 0), jax.tree.map(jnp.ones_like, like)))[0]
-    return _FlatOperator(lambda q: to_flat(operator(to_field(q))), to_flat, to_field, support)
+    return FlatOperator(lambda q: to_flat(operator(to_field(q))), to_flat, to_field, support)
 
 
 def _check_depth(depth: int, size: int) -> None:
@@ -118,52 +118,78 @@ def _check_depth(depth: int, size: int) -> None:
         raise ValueError(f"krylov: depth={depth} for an operator of size {size}; choose 1 <= depth <= {size}.")
 
 
-def _decompose(matvec: Callable[[Array], Array], start: Float[Array, " n"], depth: int) -> _Decomposition:
-    size, dtype = start.size, start.dtype
-    # An off-diagonal this far below the operator's scale is rounding: its direction carries no information.
-    rounding = 10 * jnp.finfo(dtype).eps * size**0.5
+class Recurrence(NamedTuple):
+    """Lanczos under way: what ``extend`` carries. Vectors past ``steps`` are zero."""
+
+    basis: Float[Array, "depth n"]
+    diagonal: Float[Array, " depth"]
+    off_diagonal: Float[Array, " depth"]
+    vector: Float[Array, " n"]
+    residual: Float[Array, " n"]
+    scale: Float[Array, ""]
+    steps: Int[Array, ""]
+    alive: Bool[Array, ""]
+
+
+def begin(start: Float[Array, " n"], depth: int) -> Recurrence:
+    dtype = start.dtype
+    length = jnp.linalg.norm(start)
+    alive = length > 0
+    first = jnp.where(alive, start / jnp.where(alive, length, 1), 0)
+    zeros = jnp.zeros((depth,), dtype)
+    basis = jnp.zeros((depth, start.size), dtype)
+    zero, count = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
+    return Recurrence(basis, zeros, zeros, first, jnp.zeros_like(first), zero, count, alive)
+
+
+def extend(matvec: Callable[[Array], Array], recurrence: Recurrence, first: Any, last: Any) -> Recurrence:
+    """Steps ``first`` to ``last`` - 1 of the recurrence."""
 
     def orthogonalise(vector: Array, basis: Array) -> Array:
         for _ in range(2):  # once loses half the digits when the vector is nearly in the span; twice is enough
             vector = vector - _dot(_dot(basis, vector), basis)
         return vector
 
-    def extend(i: Int[Array, ""], carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        basis, diagonal, off_diagonal, q, _, scale, steps, alive = carry
-        basis = basis.at[i].set(q)
-        image = jnp.where(alive, matvec(q), 0)
-        scale = jnp.maximum(scale, jnp.linalg.norm(image))
+    def step(i: Int[Array, ""], now: Recurrence) -> Recurrence:
+        q = now.vector
+        basis = now.basis.at[i].set(q)
+        image = jnp.where(now.alive, matvec(q), 0)
+        scale = jnp.maximum(now.scale, jnp.linalg.norm(image))
         residual = orthogonalise(image, basis)
         beta = jnp.linalg.norm(residual)
-        diagonal = diagonal.at[i].set(_dot(q, image))
-        steps = steps + alive.astype(jnp.int32)
-        alive = alive & (beta > rounding * scale)
+        alive = now.alive & (beta > rounding_level(q.size, q.dtype) * scale)
         residual = jnp.where(alive, residual, 0)
         beta = jnp.where(alive, beta, 0)
-        q = residual / jnp.where(alive, beta, 1)
-        return basis, diagonal, off_diagonal.at[i].set(beta), q, residual, scale, steps, alive
+        return Recurrence(
+            basis,
+            now.diagonal.at[i].set(_dot(q, image)),
+            now.off_diagonal.at[i].set(beta),
+            residual / jnp.where(alive, beta, 1),
+            residual,
+            scale,
+            now.steps + now.alive.astype(jnp.int32),
+            alive,
+        )
 
-    length = jnp.linalg.norm(start)
-    alive = length > 0
-    first = jnp.where(alive, start / jnp.where(alive, length, 1), 0)
-    zeros = jnp.zeros((depth,), dtype)
-    carry = (
-        jnp.zeros((depth, size), dtype),
-        zeros,
-        zeros,
-        first,
-        jnp.zeros_like(first),
-        jnp.zeros((), dtype),
-        jnp.zeros((), jnp.int32),
-        alive,
-    )
-    basis, diagonal, off_diagonal, _, residual, _, steps, _ = jax.lax.fori_loop(0, depth, extend, carry)
-    off = off_diagonal[:-1]
-    tridiagonal = jnp.diag(diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1)
-    return _Decomposition(basis, tridiagonal, residual, steps)
+    return jax.lax.fori_loop(first, last, step, recurrence)
 
 
-def _ritz(decomposition: _Decomposition) -> tuple[Array, Array, Array]:
+def rounding_level(size: int, dtype: Any) -> float:
+    """Relative to the operator's scale, the size below which an off-diagonal or a residual is rounding."""
+    return 10 * float(jnp.finfo(dtype).eps) * size**0.5
+
+
+def finish(recurrence: Recurrence) -> Decomposition:
+    off = recurrence.off_diagonal[:-1]
+    tridiagonal = jnp.diag(recurrence.diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1)
+    return Decomposition(recurrence.basis, tridiagonal, recurrence.residual, recurrence.steps)
+
+
+def decompose(matvec: Callable[[Array], Array], start: Float[Array, " n"], depth: int) -> Decomposition:
+    return finish(extend(matvec, begin(start, depth), 0, depth))
+
+
+def ritz(decomposition: Decomposition) -> tuple[Array, Array, Array]:
     """Ritz values, their vectors in the basis, and which of them are genuine; the genuine ones come first.
 
     Directions past the breakdown are moved above every genuine Ritz value first, so that none of their
@@ -205,10 +231,10 @@ def lanczos(operator: Callable[[PyTree], PyTree], start: PyTree, depth: int) -> 
     References:
         Golub and Van Loan, Matrix Computations, Ch. 10; Parlett, The Symmetric Eigenvalue Problem, Ch. 13.
     """
-    flat = _flatten(operator, start)
+    flat = flatten(operator, start)
     _check_depth(depth, flat.support.size)
     with jax.default_matmul_precision("highest"):
-        found = _decompose(flat.matvec, flat.to_flat(start), depth)
+        found = decompose(flat.matvec, flat.to_flat(start), depth)
     return Lanczos(
         jax.vmap(flat.to_field)(found.basis), found.tridiagonal, flat.to_field(found.residual), found.steps_taken
     )
@@ -244,15 +270,45 @@ def matrix_function(
     References:
         Higham, Functions of Matrices, Ch. 13.
     """
-    flat = _flatten(operator, field)
+    flat = flatten(operator, field)
     _check_depth(depth, flat.support.size)
     with jax.default_matmul_precision("highest"):
         start = flat.to_flat(field)
-        found = _decompose(flat.matvec, start, depth)
-        values, vectors, genuine = _ritz(found)
+        found = decompose(flat.matvec, start, depth)
+        values, vectors, genuine = ritz(found)
         phi = jnp.where(genuine, fn(jnp.where(genuine, values, found.tridiagonal[0, 0])), 0)
         coefficients = _dot(vectors, phi * vectors[0])
         return flat.to_field(jnp.linalg.norm(start) * _dot(coefficients, found.basis))
+
+
+def dense_function(operator: Callable[[PyTree], PyTree], field: PyTree, fn: Callable[[Array], Array]) -> PyTree:
+    r"""A function of a self-adjoint operator applied to a field, by the whole spectrum: the reference for small sizes.
+
+    Args:
+        operator: as in :func:`lanczos`.
+        field: v, of at most 4096 numbers.
+        fn: φ, applied to an array of eigenvalues.
+
+    Returns:
+        A field structured like ``field``.
+
+    Raises:
+        ValueError: if the field is larger than that.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> A = jnp.diag(jnp.array([1.0, 4.0]))
+        >>> [round(float(x), 4) for x in dense_function(lambda v: A @ v, jnp.ones(2), jnp.sqrt)]
+        [1.0, 2.0]
+    """
+    flat = flatten(operator, field)
+    size = flat.support.size
+    if size > 4096:
+        raise ValueError(f"dense_function: a field of {size} numbers; above 4096 use matrix_function (Lanczos).")
+    with jax.default_matmul_precision("highest"):
+        matrix = jax.lax.map(flat.matvec, jnp.eye(size, dtype=flat.support.dtype))
+        values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
+        return flat.to_field(vectors @ (fn(values) * (flat.to_flat(field) @ vectors)))
 
 
 def smallest_eigenpair(
@@ -293,23 +349,28 @@ def smallest_eigenpair(
         if not isinstance(operator, HessianOperator):
             raise ValueError("smallest_eigenpair: a bare callable needs like=, a field with the shapes it acts on.")
         like = operator.mu.points
-    flat = _flatten(operator, like)
+    flat = flatten(operator, like)
     depth = min(depth, flat.support.size)
     _check_depth(depth, flat.support.size)
     with jax.default_matmul_precision("highest"):
         start = jax.random.normal(key, flat.support.shape, flat.support.dtype) * flat.support
-        found = _decompose(flat.matvec, start, depth)
-        _, vectors, _ = _ritz(found)
-        vector = _dot(vectors[:, 0], found.basis)
-        length = jnp.linalg.norm(vector)
-        vector = vector / jnp.where(length > 0, length, 1)
-        image = flat.matvec(vector)
-        eigenvalue = _dot(vector, image)
-        residual = jnp.linalg.norm(image - eigenvalue * vector)
+        found = decompose(flat.matvec, start, depth)
+        eigenvalue, vector, residual = smallest_ritz_pair(flat.matvec, found)
         scale = jnp.max(jnp.sum(jnp.abs(found.tridiagonal), axis=1))
-        rounding = 10 * jnp.finfo(vector.dtype).eps * vector.size**0.5 * scale
+        rounding = rounding_level(vector.size, vector.dtype) * scale
         converged = residual <= jnp.maximum(rtol * jnp.abs(eigenvalue), rounding)
     return Eigenpair(eigenvalue, flat.to_field(vector), residual, converged)
+
+
+def smallest_ritz_pair(matvec: Callable[[Array], Array], found: Decomposition) -> tuple[Array, Array, Array]:
+    """Rayleigh quotient, unit vector and residual of the smallest Ritz pair, by one product more."""
+    _, vectors, _ = ritz(found)
+    vector = _dot(vectors[:, 0], found.basis)
+    length = jnp.linalg.norm(vector)
+    vector = vector / jnp.where(length > 0, length, 1)
+    image = matvec(vector)
+    eigenvalue = _dot(vector, image)
+    return eigenvalue, vector, jnp.linalg.norm(image - eigenvalue * vector)
 
 
 def check_key(key: Any, caller: str) -> None:

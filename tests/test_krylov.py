@@ -96,7 +96,7 @@ FUNCTIONS = {
 HOMOGENEOUS = ("square", "abs", "root of the positive part")  # the others have a scale of their own
 
 
-# --- the decomposition -------------------------------------------------------------------------------------------------
+# --- the decomposition ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SPECTRA)
@@ -161,7 +161,7 @@ def test_it_agrees_with_matfree_where_nothing_breaks_down():
     np.testing.assert_allclose(ours.residual, theirs.residual, atol=1e-10)
 
 
-# --- functions ---------------------------------------------------------------------------------------------------------
+# --- functions --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SPECTRA)
@@ -172,10 +172,10 @@ def test_functions_are_those_of_the_dense_matrix(name, dtype, tolerance):
     for function, product in functions(A, v).items():
         if name == "huge" and function not in HOMOGENEOUS:
             continue  # rounding of the zeros of a huge operator is itself large
-        of_values = FUNCTIONS[function][1](values)
-        expected = vectors @ (of_values * (vectors.T @ np.asarray(v, np.float64)))
+        phi = FUNCTIONS[function][1]
+        expected = vectors @ (phi(values) * (vectors.T @ np.asarray(v, np.float64)))
         # √ of a singular operator keeps half of the digits, and so do all on half-resolved clusters
-        atol = tolerance(dtype, 10) * np.max(np.abs(of_values))
+        atol = tolerance(dtype, 10) * np.max(np.abs(phi(np.abs(values))))
         np.testing.assert_allclose(product, expected, atol=atol, err_msg=f"{function} of {name}")
 
 
@@ -203,7 +203,9 @@ def test_low_rank_operators_are_exact_beyond_their_rank(dtype, tolerance):
             smallest_eigenpair(product, jax.random.key(1), 20, like=v),
         )
     )(v)
-    dense = np.asarray(B, np.float64) @ np.asarray(B.T, np.float64) - np.asarray(C, np.float64) @ np.asarray(C.T, np.float64)
+    dense = np.asarray(B, np.float64) @ np.asarray(B.T, np.float64) - np.asarray(C, np.float64) @ np.asarray(
+        C.T, np.float64
+    )
     values, vectors = np.linalg.eigh(dense)
     expected = vectors @ (np.abs(values) * (vectors.T @ np.asarray(v, np.float64)))
     scale = np.max(np.abs(values))
@@ -214,7 +216,7 @@ def test_low_rank_operators_are_exact_beyond_their_rank(dtype, tolerance):
     assert bool(pair.converged)
 
 
-# --- the smallest eigenpair --------------------------------------------------------------------------------------------
+# --- the smallest eigenpair -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SPECTRA)
@@ -257,7 +259,7 @@ def test_depth_is_capped_by_the_size_of_the_operator():
     np.testing.assert_allclose(pair.eigenvalue, -1, rtol=1e-12)
 
 
-# --- fields, measures and transformations ------------------------------------------------------------------------------
+# --- fields, measures and transformations -----------------------------------------------------------------------------
 
 
 def test_pytree_fields_are_their_ravelled_vectors(dtype, tolerance):
@@ -280,13 +282,12 @@ def test_pytree_fields_are_their_ravelled_vectors(dtype, tolerance):
     np.testing.assert_allclose(pair.eigenvalue, -2, atol=tolerance(dtype))
 
 
-@pytest.mark.parametrize("zeros", [0, 2])
-def test_hessian_operators_are_decomposed_in_their_own_inner_product(zeros, dtype, tolerance):
+def test_hessian_operators_are_decomposed_in_their_own_inner_product(dtype, tolerance):
     draw = rng(8)
     inputs, targets = (jnp.asarray(draw.normal(size=(6, k)), dtype) for k in (2, 1))
     F = functionals.matrix_factorization(inputs, targets)
     weights = draw.uniform(0.5, 2, 5)
-    weights[:zeros] = 0
+    weights[:2] = 0
     mu = Particles(jnp.asarray(draw.normal(size=(5, 3)), dtype), jnp.asarray(weights / weights.sum(), dtype))
     v = jnp.asarray(draw.normal(size=(5, 3)), dtype)
 
@@ -327,7 +328,7 @@ def test_batches_of_operators_are_decomposed_one_by_one(dtype, tolerance):
         np.testing.assert_allclose(mapped.basis[i], single.basis, atol=tolerance(dtype))
 
 
-# --- refusals ----------------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("depth", [0, -1, 4])

@@ -41,7 +41,11 @@ def test_uniform_has_equal_weights_of_sum_one_in_the_points_dtype(shape, dtype):
     ("build", "error", "message"),
     [
         (lambda: Particles.uniform(jnp.zeros((3, 2), int)), TypeError, r"points is int\d+; give a floating array"),
-        (lambda: Particles.uniform({"a": jnp.ones((3, 2)), "w": jnp.ones((4, 2))}), ValueError, r"points\['w'\].*3 part"),
+        (
+            lambda: Particles.uniform({"a": jnp.ones((3, 2)), "w": jnp.ones((4, 2))}),
+            ValueError,
+            r"points\['w'\].*3 part",
+        ),
         (lambda: Particles.uniform(jnp.zeros((0, 2))), ValueError, "no particles"),
         (lambda: Particles.uniform({}), ValueError, "no particles"),
         (lambda: Particles.uniform(jnp.ones(())), ValueError, "no particles"),

@@ -40,8 +40,8 @@ class Status(enum.IntEnum):
         """What happened, and what to do about it."""
         return {
             Status.running: "The run is under way.",
-            Status.second_order_stationary: "A perturbation bought no decrease within its window; "
-            "the measure before it is returned.",
+            Status.second_order_stationary: "Second-order stationary: a perturbation bought no decrease within its "
+            "window (the measure before it is returned), or a certificate says so.",
             Status.budget_spent: "All steps were taken before the method stopped by itself; "
             "the last measure is returned.",
             Status.not_finite: "The value or the gradient stopped being finite; the last finite measure is kept. "
@@ -205,6 +205,8 @@ def flow(
     optimizer: StepSize,
     perturbation: Perturbation | None = None,
     trigger: Trigger | None = None,
+    *,
+    batch_size: int | None = None,
 ) -> Flow:
     r"""Compose a method: :math:`\mu_{k+1}=(\mathrm{Id}+u_k)_\sharp\mu_k`, u_k the optimizer's update for the direction.
 
@@ -216,14 +218,18 @@ def flow(
         direction: (key, F, mu) -> :class:`Evaluation`; :func:`gradient` for a Wasserstein gradient flow.
         optimizer: step size, schedule or optax transformation. It sees the field at the Wasserstein scale
             (N·∂F), and as extra arguments ``value``, ``grad`` (the Euclidean gradient) and ``value_fn``.
-        perturbation: (key, F, mu) -> displacement field.
-        trigger: when to use it, see :func:`pwgf_jax.transforms.gradient_trigger`.
+        perturbation: (key, F, mu) -> displacement field. None with a trigger that examines takes the escape
+            direction that it finds.
+        trigger: when to jump, see :func:`pwgf_jax.transforms.gradient_trigger` and ``certificate_trigger``.
+        batch_size: evaluate on a fresh ``F.batch(key, batch_size)`` each time, so that one batch serves a gradient and
+            the Hessian products that go with it: those of φ(H)∇F, and of the noise of a jump with the gradient after
+            it. Values and gradient norms, and with them the trigger and the stop test, are then the batch's.
 
     Returns:
         A :class:`Flow`.
 
     Raises:
-        ValueError: if only one of perturbation and trigger is given, or the step size is not positive.
+        ValueError: if a perturbation has no trigger or a trigger nothing to move by, or a number is not positive.
         TypeError: if the step size is none of the three kinds.
 
     Example:
@@ -238,13 +244,27 @@ def flow(
     References:
         Yamamoto, Kim, Suzuki, arXiv:2509.16974, Alg. 2, generalised.
     """
-    if (perturbation is None) != (trigger is None):
-        raise ValueError("flow: a perturbation needs a trigger and a trigger a perturbation; give both or neither.")
+    if perturbation is not None and trigger is None:
+        raise ValueError("flow: a perturbation without a trigger is never used; give a trigger, or neither.")
+    if perturbation is None and trigger is not None and trigger.examine is None:
+        raise ValueError("flow: this trigger finds no direction to jump along; give a perturbation as well.")
     transform = _optimizer(optimizer)
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"flow: batch_size={batch_size}; give a positive number of data points, or None for all.")
+
+    def sampled(key: Array, F: Any) -> tuple[Array, Functional]:
+        if batch_size is None:
+            return key, F
+        if not hasattr(F, "batch"):
+            raise TypeError(
+                f"flow: batch_size={batch_size} but the functional has no batch(key, size) method; add one."
+            )
+        key, batch_key = jax.random.split(key)
+        return key, F.batch(batch_key, batch_size)
 
     def init(key: Array, F: Functional, mu: Particles) -> FlowState:
         check_key(key, "Flow.init")
-        evaluation = direction(key, F, mu)
+        evaluation = direction(*sampled(key, F), mu)
         return FlowState(
             mu,
             evaluation,
@@ -257,17 +277,17 @@ def flow(
     def step(key: Array, F: Functional, state: FlowState) -> tuple[FlowState, StepInfo]:
         check_key(key, "Flow.step")
         jump_key, next_key = jax.random.split(key)
-        active, fires, after = state.status == Status.running, jnp.zeros((), bool), state
-        if trigger is not None and perturbation is not None:
+        active, jumps, moved = state.status == Status.running, jnp.zeros((), bool), state
+        if trigger is not None:
             fires = active & trigger.should_perturb(state.window, state.step, state.evaluation.gradient_norm)
-            after = _jump(fires, jump_key, F, state, direction, perturbation, trigger)
-        after = _descend(next_key, F, after, direction, transform)
+            moved, jumps = _jump(fires, *sampled(jump_key, F), state, direction, perturbation, trigger)
+        after = _descend(*sampled(next_key, F), moved, direction, transform)
         # A measure that is not finite is never entered: the one before it is kept.
         after = _choose(after.status == Status.not_finite, state._replace(status=after.status), after)
         if trigger is not None:
             after = _judge(state.step, after, trigger)
-        after = _choose(active, after, state)
-        return after, StepInfo(after.evaluation.value, after.evaluation.gradient_norm, fires, after.status)
+        after = _choose(moved.status == Status.running, after, moved)
+        return after, StepInfo(after.evaluation.value, after.evaluation.gradient_norm, jumps, after.status)
 
     return Flow(init, step)
 
@@ -278,18 +298,29 @@ def _jump(
     F: Functional,
     state: FlowState,
     direction: Direction,
-    perturbation: Perturbation,
+    perturbation: Perturbation | None,
     trigger: Trigger,
-) -> FlowState:
-    """Perturb the measure and open a window, where the trigger fires."""
+) -> tuple[FlowState, Array]:
+    """Where the trigger fires: examine, perturb the measure and open a window. Returns who has jumped."""
 
-    def jumped(before: FlowState) -> FlowState:
-        noise_key, direction_key = jax.random.split(key)
-        mu = before.mu.push_forward(perturbation(noise_key, F, before.mu))
-        window = trigger.jump(before.window, before.step, (before.mu, before.evaluation), before.evaluation.value)
-        return _choose(fires, before._replace(mu=mu, evaluation=direction(direction_key, F, mu), window=window), before)
+    def look(before: FlowState) -> tuple[FlowState, Array]:
+        examine_key, noise_key, direction_key = jax.random.split(key, 3)
+        jumps, held, displacement = fires, before.evaluation.value, None
+        if trigger.examine is not None:
+            seen = trigger.examine(examine_key, F, before.mu)
+            jumps = fires & ~seen.optimal
+            held = jnp.where(seen.saddle, jnp.inf, held)  # a jump from a certain saddle is never held against the run
+            displacement = seen.escape
+            certified = jnp.asarray(Status.second_order_stationary, jnp.int32)
+            before = before._replace(status=jnp.where(fires & seen.optimal, certified, before.status))
+        if perturbation is not None:
+            displacement = perturbation(noise_key, F, before.mu)
+        mu = before.mu.push_forward(displacement)
+        window = trigger.jump(before.window, before.step, (before.mu, before.evaluation), held)
+        after = before._replace(mu=mu, evaluation=direction(direction_key, F, mu), window=window)
+        return _choose(jumps, after, before), jumps
 
-    return jax.lax.cond(any_in_batch(fires), jumped, lambda before: before, state)
+    return jax.lax.cond(any_in_batch(fires), look, lambda before: (before, jnp.zeros_like(fires)), state)
 
 
 def _descend(

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array
-
-from pwgf_jax.calculus import Functional
-from pwgf_jax.flows.base import Flow, Perturbation, StepSize, flow, gradient
-from pwgf_jax.measures import Field, Particles
-from pwgf_jax.perturbation import hessian_energy, hessian_guided, isotropic, smooth_isotropic
-from pwgf_jax.transforms import gradient_trigger
+from pwgf_jax.flows.base import Flow, StepSize, flow, gradient
+from pwgf_jax.flows.noise import hessian_noise, isotropic_noise
+from pwgf_jax.transforms import certificate_trigger, gradient_trigger
 
 __all__ = ["isotropic_pwgf", "pwgf", "wgf"]
 
 
-def wgf(step_size: StepSize) -> Flow:
+def wgf(step_size: StepSize, *, batch_size: int | None = None) -> Flow:
     r"""Wasserstein gradient flow by explicit Euler steps, the papers' "static".
 
     :math:`x_i\leftarrow x_i-\eta\,\nabla_\mu F(\mu,x_i)`.
 
     Args:
         step_size: η, a schedule, or an optax transformation.
+        batch_size: data points per evaluation, as in :func:`pwgf_jax.flow`; all of them if None.
 
     Returns:
         A :class:`Flow`. Descends for η ≤ 1/L with L the Lipschitz constant of the gradient.
@@ -39,7 +33,7 @@ def wgf(step_size: StepSize) -> Flow:
     References:
         Yamamoto, Kim, Suzuki, arXiv:2509.16974, Sec. 2.
     """
-    return flow(gradient, step_size)
+    return flow(gradient, step_size, batch_size=batch_size)
 
 
 def pwgf(
@@ -50,12 +44,20 @@ def pwgf(
     k_thres: int,
     f_thres: float,
     sampler: Literal["direct", "lanczos"] = "direct",
+    trigger: Literal["gradient", "certificate"] = "gradient",
+    delta: float | None = None,
+    depth: int = 32,
+    along: Literal["noise", "direction"] = "noise",
+    batch_size: int | None = None,
 ) -> Flow:
     r"""Perturbed Wasserstein gradient flow, the papers' discrete algorithm.
 
     Where :math:`\|\nabla_\mu F\|_{L^2(\mu)}\le\varepsilon` and the last jump is more than ``k_thres`` steps ago, every
     particle moves by :math:`\eta_p\,\xi(x_i)`, ξ ~ GP(0, K_μ). If ``k_thres`` steps later F has not fallen by more than
     ``f_thres`` below its value before the jump, the run stops and returns the measure before the jump.
+
+    With ``trigger="certificate"`` the smallest eigenvalue is looked at before a jump: from a certain saddle it jumps,
+    at a certified (ε, δ)-second-order point it stops at once, and only where neither is certain it does as above.
 
     Args:
         step_size: η, a schedule, or an optax transformation.
@@ -64,6 +66,12 @@ def pwgf(
         k_thres: length of the waiting window [steps].
         f_thres: decrease that a window has to exceed [units of F].
         sampler: ``"direct"`` (one Hessian product) or ``"lanczos"``; the same law.
+        trigger: ``"gradient"``, the papers' indirect test, or ``"certificate"``.
+        delta: δ, curvature that counts as negative; needed by ``"certificate"``.
+        depth: Lanczos steps per operator and examination of ``"certificate"``.
+        along: what a certified jump moves along: the ``"noise"``, or the ``"direction"`` of least curvature, by the
+            standard deviation that the noise has along it.
+        batch_size: data points per evaluation, as in :func:`pwgf_jax.flow`; all of them if None.
 
     Returns:
         A :class:`Flow`.
@@ -85,13 +93,20 @@ def pwgf(
     References:
         Yamamoto, Kim, Suzuki, arXiv:2509.16974, Alg. 2.
     """
-    if sampler not in ("direct", "lanczos"):
-        raise ValueError(f'pwgf: sampler={sampler!r}; choose "direct" or "lanczos".')
-
-    def noise(key: Array, F: Functional, mu: Particles) -> Field:
-        return hessian_guided(key, F, mu, sampler)
-
-    return flow(gradient, step_size, _scaled(noise, eta_p), gradient_trigger(eps=eps, k_thres=k_thres, f_thres=f_thres))
+    noise = hessian_noise(eta_p, sampler)
+    if trigger == "gradient":
+        if delta is not None or along != "noise":
+            raise ValueError('pwgf: delta and along belong to trigger="certificate"; leave them out, or ask for it.')
+        indirect = gradient_trigger(eps=eps, k_thres=k_thres, f_thres=f_thres)
+        return flow(gradient, step_size, noise, indirect, batch_size=batch_size)
+    if trigger != "certificate" or along not in ("noise", "direction"):
+        raise ValueError(
+            f'pwgf: trigger={trigger!r}, along={along!r}; choose "gradient" or "certificate", "noise" or "direction".'
+        )
+    if delta is None:
+        raise ValueError('pwgf: trigger="certificate" needs delta, the curvature that counts as negative.')
+    examined = certificate_trigger(eps=eps, delta=delta, k_thres=k_thres, f_thres=f_thres, eta_p=eta_p, depth=depth)
+    return flow(gradient, step_size, noise if along == "noise" else None, examined, batch_size=batch_size)
 
 
 def isotropic_pwgf(
@@ -103,6 +118,7 @@ def isotropic_pwgf(
     f_thres: float,
     scale: float | None = None,
     lengthscale: float | None = None,
+    batch_size: int | None = None,
 ) -> Flow:
     r"""The same algorithm with isotropic noise in the place of the Hessian-guided one.
 
@@ -116,6 +132,7 @@ def isotropic_pwgf(
             Hessian-guided noise at every jump, scale² = tr H_μ²/d, estimated from eight Hessian products.
         lengthscale: None draws every particle's noise independently; a number draws one smooth field that
             varies over that length [units of the points].
+        batch_size: data points per evaluation, as in :func:`pwgf_jax.flow`; all of them if None.
 
     Returns:
         A :class:`Flow`.
@@ -136,25 +153,5 @@ def isotropic_pwgf(
         The "isotropic" arm of Yamamoto, Kim, Suzuki, arXiv:2509.16974, Sec. 6, after Kim, Suzuki, arXiv:2402.01258;
         i.i.d. or smooth is not settled there, so both are here.
     """
-    for name, number in (("scale", scale), ("lengthscale", lengthscale)):
-        if number is not None and not number > 0:
-            raise ValueError(f"isotropic_pwgf: {name}={number}; give a positive number, or None.")
-
-    def noise(key: Array, F: Functional, mu: Particles) -> Field:
-        energy_key, field_key = jax.random.split(key)
-        if scale is None:
-            dimension = sum(leaf[0].size for leaf in jax.tree.leaves(mu.points))
-            deviation = jnp.sqrt(hessian_energy(energy_key, F, mu) / dimension)
-        else:
-            deviation = jnp.asarray(scale)
-        if lengthscale is None:
-            return isotropic(field_key, mu, deviation)
-        return smooth_isotropic(field_key, mu, deviation, lengthscale)
-
-    return flow(gradient, step_size, _scaled(noise, eta_p), gradient_trigger(eps=eps, k_thres=k_thres, f_thres=f_thres))
-
-
-def _scaled(noise: Callable[[Array, Functional, Particles], Field], factor: float) -> Perturbation:
-    if not 0 <= factor < float("inf"):
-        raise ValueError(f"eta_p={factor}; give a non-negative factor of the noise.")
-    return lambda key, F, mu: jax.tree.map(lambda leaf: factor * leaf, noise(key, F, mu))
+    trigger = gradient_trigger(eps=eps, k_thres=k_thres, f_thres=f_thres)
+    return flow(gradient, step_size, isotropic_noise(eta_p, scale, lengthscale), trigger, batch_size=batch_size)

@@ -86,6 +86,11 @@ class MeanFieldNetwork:
         """The value F(μ)."""
         return self.of_moments(self.moments(mu))
 
+    @property
+    def least_squares(self) -> bool:
+        """Whether the loss is ½ the mean squared residual, so that D²R is 1/M times the identity."""
+        return getattr(self.loss, "func", None) is _square_loss
+
     def batch(self, key: Array, size: int) -> MeanFieldNetwork:
         """The same functional on ``size`` data points drawn without replacement."""
         if not 1 <= size <= self.inputs.shape[0]:

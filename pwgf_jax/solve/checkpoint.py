@@ -17,7 +17,21 @@ __all__ = ["load", "save"]
 
 def _describe(state: PyTree) -> list[str]:
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    return [f"{jax.tree_util.keystr(path)}:{np.dtype(leaf.dtype).name}{list(leaf.shape)}" for path, leaf in leaves]
+    return [f"{jax.tree_util.keystr(path)}:{leaf.dtype.name}{list(leaf.shape)}" for path, leaf in leaves]
+
+
+def _is_key(leaf: Any) -> bool:
+    """An optimizer that draws noise carries a typed key, which NumPy does not know."""
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _numbers(leaf: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _restored(numbers: np.ndarray, like: Any) -> Any:
+    array = jax.numpy.asarray(numbers)
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if _is_key(like) else array
 
 
 def save(path: Path, step: int, state: PyTree, records: dict[str, np.ndarray], identity: dict[str, Any]) -> None:
@@ -39,7 +53,7 @@ def save(path: Path, step: int, state: PyTree, records: dict[str, np.ndarray], i
         (3, [1.0, 1.0])
     """
     header = {"step": step, "identity": identity, "state": _describe(state)}
-    arrays: dict[str, Any] = {f"state/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    arrays: dict[str, Any] = {f"state/{i}": _numbers(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
     arrays |= {f"records/{name}": value for name, value in records.items()}
     temporary = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,10 +83,10 @@ def load(path: Path, like: PyTree, identity: dict[str, Any]) -> tuple[int, PyTre
         ValueError: pyproject.toml: not a checkpoint (...); delete it to start afresh.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(str(arrays.pop("header")))
-    except (OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a checkpoint ({error}); delete it to start afresh.") from error
     for name, value in identity.items():
         if header["identity"].get(name) != value:
@@ -86,6 +100,6 @@ def load(path: Path, like: PyTree, identity: dict[str, Any]) -> tuple[int, PyTre
             f"{path}: made by another flow or problem: it holds {sorted(theirs - ours)} where this run has "
             f"{sorted(ours - theirs)}; delete it to start afresh."
         )
-    leaves = [jax.numpy.asarray(arrays[f"state/{i}"]) for i in range(len(header["state"]))]
+    leaves = [_restored(arrays[f"state/{i}"], leaf) for i, leaf in enumerate(jax.tree.leaves(like))]
     records = {name.removeprefix("records/"): value for name, value in arrays.items() if name.startswith("records/")}
     return header["step"], jax.tree.unflatten(jax.tree.structure(like), leaves), records

@@ -95,14 +95,15 @@ def _drive(
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "key_impl": str(jax.random.key_impl(key)),
     }
-    done, rows = 0, {}
+    done, rows, state = 0, {}, trajectory.start()
+    if path is not None:
+        # To four digits: another start has another size, the same one on another machine has not.
+        identity["start"] = [f"{np.mean(np.abs(np.asarray(leaf))):.4g}" for leaf in jax.tree.leaves(state.mu.points)]
+        identity["records"] = sorted(jax.eval_shape(trajectory.look, state))
     if path is not None and path.exists():
-        like = jax.eval_shape(trajectory.start)
-        done, state, rows = checkpoints.load(path, like, identity)
+        done, state, rows = checkpoints.load(path, state, identity)
         if done > steps or (done < steps and done % record.every):
             raise ValueError(f"{path}: it is at step {done} of a run with other steps; this run takes {steps}.")
-    else:
-        state = trajectory.start()
 
     for blocks, length in _chunks(done, steps, record.every, chunk):
         status = np.asarray(state.status)

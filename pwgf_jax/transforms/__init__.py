@@ -1,5 +1,5 @@
 """The pieces that flows are composed of and that an optax user can call by themselves."""
 
-from pwgf_jax.transforms.trigger import Trigger, Window, gradient_trigger
+from pwgf_jax.transforms.trigger import Examination, Trigger, Window, certificate_trigger, gradient_trigger
 
-__all__ = ["Trigger", "Window", "gradient_trigger"]
+__all__ = ["Examination", "Trigger", "Window", "certificate_trigger", "gradient_trigger"]

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-__all__ = ["Trigger", "Window", "gradient_trigger"]
+from pwgf_jax.calculus import Functional
+from pwgf_jax.certify import sight
+from pwgf_jax.measures import Field, Particles
+
+__all__ = ["Examination", "Trigger", "Window", "certificate_trigger", "gradient_trigger"]
 
 
 class Window(NamedTuple):
@@ -31,6 +36,27 @@ class Window(NamedTuple):
     saved_value: Float[Array, ""]
 
 
+class Examination(NamedTuple):
+    """What a second look at a candidate saddle says. Neither flag set is undecided.
+
+    Args:
+        saddle: negative curvature is certain: jump, and never hold the jump against the run.
+        optimal: its absence is certified: stop here.
+        escape: a displacement along the direction of least curvature.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> F = lambda mu: -0.5 * jnp.sum((mu.weights @ mu.points) ** 2)
+        >>> trigger = certificate_trigger(eps=0.1, delta=0.5, k_thres=5, f_thres=0.0, depth=4)
+        >>> bool(trigger.examine(jax.random.key(0), F, Particles.uniform(jnp.zeros((4, 2)))).saddle)
+        True
+    """
+
+    saddle: Bool[Array, ""]
+    optimal: Bool[Array, ""]
+    escape: Field
+
+
 class Trigger(NamedTuple):
     """A rule for perturbing and stopping, as pure functions over a :class:`Window`.
 
@@ -40,6 +66,7 @@ class Trigger(NamedTuple):
         jump: (window, step, current, value) -> the window that opens with a jump.
         should_stop: (window, step, value) -> whether the step just taken ends the window without enough
             decrease; ``value`` is the one after the step.
+        examine: (key, F, mu) -> :class:`Examination`, a second look before a jump; None jumps without.
 
     Example:
         >>> import jax.numpy as jnp
@@ -53,6 +80,7 @@ class Trigger(NamedTuple):
     should_perturb: Callable[[Window, Array, Array], Bool[Array, ""]]
     jump: Callable[[Window, Array, PyTree, Array], Window]
     should_stop: Callable[[Window, Array, Array], Bool[Array, ""]]
+    examine: Callable[[Array, Functional, Particles], Examination] | None = None
 
 
 def gradient_trigger(*, eps: float, k_thres: int, f_thres: float) -> Trigger:
@@ -104,3 +132,64 @@ def gradient_trigger(*, eps: float, k_thres: int, f_thres: float) -> Trigger:
         return (step == window.jumped_at + length) & (window.saved_value - value <= f_thres)
 
     return Trigger(init, should_perturb, jump, should_stop)
+
+
+def certificate_trigger(
+    *,
+    eps: float,
+    delta: float,
+    k_thres: int,
+    f_thres: float,
+    eta_p: float = 1.0,
+    depth: int = 32,
+    failure: float = 1e-3,
+) -> Trigger:
+    r"""The direct saddle test: where the gradient is small, look at the smallest eigenvalue before jumping.
+
+    Curvature below −δ, in the integral or the full Hessian, is jumped from; if its absence in both is certified with
+    probability 1 − failure, the run stops at once. Undecided falls back on the indirect test: jump, and stop if the
+    window of :func:`gradient_trigger` buys no decrease.
+
+    Args:
+        eps: as in :func:`gradient_trigger`.
+        delta: δ > 0, curvature that counts as negative.
+        k_thres: steps between two examinations.
+        f_thres: as in :func:`gradient_trigger`, for undecided examinations.
+        eta_p: the displacement found is η_p·abs(λ)·v, v the unit direction of least curvature λ: what
+            Hessian-guided noise of the factor η_p has along v in standard deviation.
+        depth: Hessian products per operator and examination.
+        failure: probability that a certified stop is wrong.
+
+    Returns:
+        A :class:`Trigger`.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> certificate_trigger(eps=0.1, delta=0.0, k_thres=5, f_thres=0.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: certificate_trigger: delta=0.0; give a positive curvature, H has eigenvalues near zero anywhere.
+    """
+    if not delta > 0:
+        raise ValueError(
+            f"certificate_trigger: delta={delta}; give a positive curvature, H has eigenvalues near zero anywhere."
+        )
+    if depth < 1 or not 0 < failure < 1:
+        raise ValueError(f"certificate_trigger: depth={depth}, failure={failure}; give depth >= 1, 0 < failure < 1.")
+    if not 0 <= eta_p < float("inf"):
+        raise ValueError(f"certificate_trigger: eta_p={eta_p}; give a non-negative factor.")
+
+    def examine(key: Array, F: Functional, mu: Particles) -> Examination:
+        integral_key, full_key = jax.random.split(key)
+        integral = sight(F, mu, "integral", integral_key, depth, failure)
+        full = sight(F, mu, "full", full_key, depth, failure)
+        least = jax.tree.map(lambda a, b: jnp.where(integral.eigenvalue < full.eigenvalue, a, b), integral, full)
+        return Examination(
+            least.eigenvalue + least.rounding < -delta,
+            (integral.lower >= -delta) & (full.lower >= -delta),
+            jax.tree.map(lambda leaf: (eta_p * jnp.abs(least.eigenvalue)).astype(leaf.dtype) * leaf, least.direction),
+        )
+
+    return gradient_trigger(eps=eps, k_thres=k_thres, f_thres=f_thres)._replace(examine=examine)

@@ -1,7 +1,8 @@
 """Side-by-side timing: every contender of a comparison is timed in turn, round after round, in one process.
 
 These machines are noisy, so what is reported are ratios of medians over interleaved rounds, never bare seconds alone.
-Run with ``python -m pytest tests/benchmarks -s``.
+Run with ``python -m pytest tests/benchmarks``; with ``JAX_NUM_CPU_DEVICES=2`` for sweeps spread over host devices,
+as the ``pwgf`` command has them.
 """
 
 from __future__ import annotations

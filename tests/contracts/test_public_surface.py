@@ -25,7 +25,7 @@ assert _spec is not None
 HOME = Path(next(iter(_spec.submodule_search_locations or [])))
 
 MATHEMATICS = {"measures", "calculus", "krylov", "perturbation", "certify"}
-BELOW_EXPERIMENTS = {*MATHEMATICS, "kernels", "functionals", "problems", "transforms", "flows", "solve"}
+BELOW_EXPERIMENTS = {*MATHEMATICS, "theory", "kernels", "functionals", "problems", "transforms", "flows", "solve"}
 # Room (a module or a package below pwgf_jax) -> the rooms it may import: the arrows of the design. Private
 # rooms (pwgf_jax._name) are for what has no room of its own: they know measures only, and everyone may use them.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "krylov": {"measures", "calculus"},
     "perturbation": {"measures", "kernels", "calculus", "krylov"},
     "certify": {"measures", "calculus", "krylov", "perturbation"},
+    "theory": {"measures", "calculus", "krylov", "perturbation"},
     "transforms": {*MATHEMATICS, "kernels"},
     "flows": {*MATHEMATICS, "kernels", "transforms"},
     "solve": {*MATHEMATICS, "kernels", "transforms", "flows"},

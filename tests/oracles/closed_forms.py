@@ -15,7 +15,7 @@ from scipy import special
 Vector = NDArray[np.float64]
 
 
-# --- F = −½|m|² + ¼|m|⁴ with m = ∫x dμ: saddles at m = 0, minima −¼ on |m| = 1 -----------------------------------------
+# --- F = −½|m|² + ¼|m|⁴ with m = ∫x dμ: saddles at m = 0, minima −¼ on |m| = 1 ----------------------------------------
 
 
 def mean_quartic(mu):
@@ -34,7 +34,7 @@ def mean_quartic_kernel(mean: Vector) -> Vector:
     return (mean @ mean - 1) * np.eye(mean.size) + 2 * np.outer(mean, mean)
 
 
-# --- networks ----------------------------------------------------------------------------------------------------------
+# --- networks ---------------------------------------------------------------------------------------------------------
 
 
 def _gelu(t: Vector) -> Vector:
@@ -94,7 +94,7 @@ def matrix_loss(h: Vector, g: Vector, prefactor: float = 1.0) -> Loss:
 def profiled_readout(h: Vector, f: Vector, ridge: float = 0.0) -> tuple[Vector, Vector]:
     """(S, B): the second moment of h with the ridge, and the readout V = C S⁻¹ at its optimum."""
     S = h.T @ h / len(h) + ridge * np.eye(h.shape[1])
-    return S, np.linalg.solve(S, h.T @ f / len(h)).T
+    return S, np.asarray(np.linalg.solve(S, h.T @ f / len(h)).T, np.float64)
 
 
 def profiled_loss(h: Vector, f: Vector, ridge: float = 0.0) -> Loss:
@@ -187,7 +187,7 @@ class Network:
         return np.einsum("xmpi,mpnq,ynqj->xiyj", self.jacobian(neurons), M, self.jacobian(others), optimize=True)
 
 
-# --- data and measures that make saddles -------------------------------------------------------------------------------
+# --- data and measures that make saddles ------------------------------------------------------------------------------
 
 
 def antithetic(a: Vector, w: Vector) -> Vector:

@@ -1,0 +1,160 @@
+r"""Data that a teacher makes, and what every source of data offers: it draws with a seed's key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pwgf_jax.experiments.reading import suggestion
+from pwgf_jax.functionals import ACTIVATIONS
+
+__all__ = ["Data", "SignPairs", "Source", "Teacher"]
+
+
+class Data(NamedTuple):
+    """One seed's data.
+
+    Args:
+        inputs: shape (M, l).
+        targets: shape (M, k).
+        test_inputs: held out; None without a test split.
+        test_targets: likewise.
+        teacher_block: how many inputs, the first ones, the targets depend on; None where all may matter.
+    """
+
+    inputs: Float[Array, "m l"]
+    targets: Float[Array, "m k"]
+    test_inputs: Float[Array, "t l"] | None = None
+    test_targets: Float[Array, "t k"] | None = None
+    teacher_block: int | None = None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What draws a seed's data."""
+
+    @property
+    def classes(self) -> bool:
+        """Whether the largest target names a class."""
+        ...
+
+    @property
+    def held_out(self) -> int:
+        """How many points are for testing."""
+        ...
+
+    def draw(self, key: Array, dtype: Any) -> Data:
+        """The data of one seed; traced by jax."""
+        ...
+
+
+def _positive(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} = {number}; give at least 1.")
+
+
+def _network(key: Array, z: Array, outputs: int, neurons: int, activation: str) -> Array:
+    """A random network of 1/√neurons scale, evaluated at z."""
+    outgoing_key, ingoing_key = jax.random.split(key)
+    outgoing = jax.random.normal(outgoing_key, (neurons, outputs), z.dtype)
+    ingoing = jax.random.normal(ingoing_key, (neurons, z.shape[1]), z.dtype) / z.shape[1] ** 0.5
+    return ACTIVATIONS[activation](z @ ingoing.T) @ outgoing / neurons**0.5
+
+
+@dataclass(frozen=True)
+class Teacher:
+    r"""Gaussian inputs and a random two-layer teacher, :math:`K^{-1/2}\sum_{j\le K}a_j\sigma(w_j^\top z)`.
+
+    Here :math:`z\sim N(0,I_l)`, :math:`a_j\sim N(0,I_k)` and :math:`w_j\sim N(0,I_l/l)`, so that the targets are of
+    order one for every K.
+
+    Args:
+        points: M, how many.
+        inputs: l.
+        outputs: k.
+        teacher_neurons: K.
+        activation: σ of the teacher, a name in :data:`pwgf_jax.functionals.ACTIVATIONS`.
+
+    Raises:
+        ValueError: if a size is below one or the activation unknown.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> Teacher(points=8, inputs=3, outputs=2).draw(jax.random.key(0), jnp.float32).targets.shape
+        (8, 2)
+    """
+
+    points: int
+    inputs: int
+    outputs: int
+    teacher_neurons: int = 50
+    activation: str = "tanh"
+
+    def __post_init__(self) -> None:
+        _positive(points=self.points, inputs=self.inputs, outputs=self.outputs, teacher_neurons=self.teacher_neurons)
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f'activation: given "{self.activation}"; {suggestion(self.activation, ACTIVATIONS)}')
+
+    @property
+    def classes(self) -> bool:
+        """Targets are real numbers."""
+        return False
+
+    @property
+    def held_out(self) -> int:
+        """All points are for training."""
+        return 0
+
+    def draw(self, key: Array, dtype: Any) -> Data:
+        """The data of one seed."""
+        input_key, teacher_key = jax.random.split(key)
+        z = jax.random.normal(input_key, (self.points, self.inputs), dtype)
+        return Data(z, _network(teacher_key, z, self.outputs, self.teacher_neurons, self.activation))
+
+
+@dataclass(frozen=True)
+class SignPairs(Teacher):
+    r"""A teacher on the first half of the inputs, with every input in all four sign pairs (±x_A, ±x_B).
+
+    A student with an odd activation whose ingoing weights live on the second half then has a covariance with
+    the targets that is zero exactly, on finite data: a saddle of the in-context feature learning loss.
+
+    Args:
+        points: M, a multiple of four.
+        inputs: l, at least two; the teacher sees the first ⌊l/2⌋.
+        outputs: k.
+        teacher_neurons: K.
+        activation: an odd one, so that the signs cancel.
+
+    Raises:
+        ValueError: if the sizes do not allow sign pairs, or the activation is unknown.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> data = SignPairs(points=8, inputs=4, outputs=2).draw(jax.random.key(0), jnp.float32)
+        >>> bool(jnp.allclose(jnp.sum(data.inputs, axis=0), 0, atol=1e-5)), data.teacher_block
+        (True, 2)
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.points % 4:
+            raise ValueError(f"points = {self.points}; sign pairs come by four: give a multiple of 4.")
+        if self.inputs < 2:
+            raise ValueError(f"inputs = {self.inputs}; give at least 2, one for the teacher and one for the student.")
+
+    def draw(self, key: Array, dtype: Any) -> Data:
+        """The data of one seed."""
+        input_key, teacher_key = jax.random.split(key)
+        block = self.inputs // 2
+        z = jax.random.normal(input_key, (self.points // 4, self.inputs), dtype)
+        seen, unseen = z[:, :block], z[:, block:]
+        signed = [jnp.concatenate([s * seen, t * unseen], axis=1) for s in (1, -1) for t in (1, -1)]
+        inputs = jnp.concatenate(signed)
+        targets = _network(teacher_key, inputs[:, :block], self.outputs, self.teacher_neurons, self.activation)
+        return Data(inputs, targets, teacher_block=block)

@@ -1,0 +1,263 @@
+"""Run folders: what a run leaves on disk, written so that a crash leaves something whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from pwgf_jax.experiments.config import Config, dump, load
+from pwgf_jax.experiments.reading import ConfigError
+from pwgf_jax.flows import Status
+from pwgf_jax.solve import Solution
+
+__all__ = ["Arm", "RunFolder", "create", "open_run"]
+
+_FILES = ("config.toml", "run.json", "metrics.npz", "final.npz")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one method did, read back.
+
+    Args:
+        records: "step" (records,), and every other record (seeds, records).
+        status: of every seed, shape (seeds,).
+        info: what run.json says about it.
+
+    Example:
+        >>> values = np.array([[2.0, 1.0], [2.0, np.nan]])
+        >>> arm = Arm({"step": np.arange(2), "value": values}, np.array([2, 3]), {})
+        >>> arm.finite.tolist()
+        [True, False]
+    """
+
+    records: dict[str, np.ndarray]
+    status: np.ndarray
+    info: dict[str, Any]
+
+    @property
+    def finite(self) -> np.ndarray:
+        """Which seeds stayed finite; the others are left out of statistics."""
+        return (self.status != Status.not_finite) & np.all(np.isfinite(self.records["value"]), axis=1)
+
+    def of(self, name: str) -> np.ndarray:
+        """A record of the seeds that stayed finite."""
+        return self.records[name][self.finite]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that a run writes to.
+
+    Args:
+        path: the folder.
+
+    Example:
+        >>> RunFolder(Path("runs/a")).checkpoint("static").name
+        'checkpoint-static.npz'
+    """
+
+    path: Path
+
+    def checkpoint(self, arm: str) -> Path:
+        """Where an arm under way is saved."""
+        return self.path / f"checkpoint-{arm}.npz"
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What run.json says."""
+        return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+
+    @property
+    def config(self) -> Config:
+        """The config that was run."""
+        return load(self.path / "config.toml")
+
+    @property
+    def unfinished(self) -> list[str]:
+        """The arms that are not complete."""
+        return [name for name, arm in self.info["arms"].items() if not arm["finished"]]
+
+    def arms(self) -> dict[str, Arm]:
+        """The finished arms, in the order of the config."""
+        info, metrics, final = self.info["arms"], self.arrays("metrics.npz"), self.arrays("final.npz")
+        return {
+            name: Arm(_below(metrics, name), final[f"{name}/status"], about)
+            for name, about in info.items()
+            if about["finished"]
+        }
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of an .npz file of the folder; none if it is not there yet."""
+        if not (self.path / name).exists():
+            return {}
+        with np.load(self.path / name, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+
+    def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace an .npz file of the folder."""
+        part = self.path / f"{name}.part"
+        with open(part, "wb") as file:
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+        os.replace(part, self.path / name)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replace a text file of the folder."""
+        part = self.path / f"{name}.part"
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, self.path / name)
+
+    def write_info(self, info: Mapping[str, Any]) -> None:
+        """Replace run.json."""
+        self.write_text("run.json", json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+
+    def finish(self, arm: str, solution: Solution, timing: Mapping[str, Any]) -> None:
+        """Keep what an arm did; its checkpoint is not needed any more."""
+        records = {f"{arm}/{name}": np.asarray(value) for name, value in solution.records.items()}
+        records[f"{arm}/step"] = records[f"{arm}/step"][0]
+        self.write_arrays("metrics.npz", self.arrays("metrics.npz") | records)
+        self.write_arrays("final.npz", self.arrays("final.npz") | _final(arm, solution))
+        info = self.info
+        status = [Status(int(code)) for code in np.asarray(solution.status)]
+        info["arms"][arm] = {
+            "finished": True,
+            **timing,
+            "status": [each.name for each in status],
+            "meaning": {each.name: each.sentence for each in sorted(set(status))},
+        }
+        self.write_info(info)
+        self.checkpoint(arm).unlink(missing_ok=True)
+
+
+def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {key.removeprefix(f"{prefix}/"): value for key, value in arrays.items() if key.startswith(f"{prefix}/")}
+
+
+def _final(arm: str, solution: Solution) -> dict[str, np.ndarray]:
+    """The measures returned and how they came about; points of several leaves under the leaves' names."""
+    points = {
+        "/".join(["points", *filter(None, [jax.tree_util.keystr(path, simple=True, separator="/")])]): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(solution.mu.points)
+    }
+    kept = {"weights": solution.mu.weights, "value": solution.value, "status": solution.status, "steps": solution.steps}
+    return {f"{arm}/{name}": np.asarray(value) for name, value in (points | kept).items()}
+
+
+def create(path: Path, config: Config, command: str) -> RunFolder:
+    """Make the folder of a new run.
+
+    Args:
+        path: where; nothing of another run may be there.
+        config: what will be run.
+        command: as the user typed it.
+
+    Returns:
+        The folder, with config.toml and run.json in it.
+
+    Raises:
+        ConfigError: if the folder holds another run or cannot be made.
+
+    Example:
+        >>> import tempfile
+        >>> from pwgf_jax.experiments.config import Call, Problem
+        >>> problem = Problem(Call("energy.py:F"), 100, Call("gaussian", {"dimension": 2}))
+        >>> config = Config("mine", 10, problem, {"static": Call("wgf", {"step_size": 0.1})})
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     create(Path(place) / "mine", config, "pwgf run mine.toml").unfinished
+        ['static']
+    """
+    refuse_taken(path)
+    folder = RunFolder(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        folder.write_text("config.toml", dump(config))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written to ({error.strerror}); give another --out.") from error
+    folder.write_info(
+        {
+            "name": config.name,
+            "command": command,
+            "config_hash": config.fingerprint(),
+            **environment(),
+            "dtype": config.dtype,
+            "seeds": config.seeds,
+            "steps": config.steps,
+            "arms": {arm: {"finished": False} for arm in config.arms},
+        }
+    )
+    return folder
+
+
+def refuse_taken(path: Path) -> None:
+    """Refuse a place where a run cannot be put without loss."""
+    if path.is_file():
+        raise ConfigError(f"{path}: it is a file; give another --out.")
+    if any((path / name).exists() for name in _FILES):
+        raise ConfigError(
+            f"{path}: it holds another run; go on with it by `pwgf resume {path}`, or give another --out."
+        )
+
+
+def open_run(path: Path) -> RunFolder:
+    """A folder that a run was written to.
+
+    Args:
+        path: the folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: if there is no run in it.
+
+    Example:
+        >>> open_run(Path("no/such"))
+        Traceback (most recent call last):
+        ...
+        pwgf_jax.experiments.reading.ConfigError: no/such: no run is in it (no run.json); make one with `pwgf run`.
+    """
+    if not (path / "run.json").is_file():
+        raise ConfigError(f"{path}: no run is in it (no run.json); make one with `pwgf run`.")
+    try:
+        RunFolder(path).info["arms"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}/run.json: not written by pwgf, or damaged.") from error
+    return RunFolder(path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and the state of the sources, as far as they can be known."""
+    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", "optax")}
+    from pwgf_jax import __version__
+
+    return {
+        "pwgf_jax": __version__,
+        "python": platform.python_version(),
+        **versions,
+        "platform": platform.platform(),
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "git": _git(),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,243 @@
+"""Strict reading of tables: every table of a config is a call, checked against the signature of what it calls."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import optax
+
+__all__ = ["ConfigError", "Parameter", "Place", "parameters", "read", "suggestion"]
+
+
+class ConfigError(ValueError):
+    """What a user asked for cannot be done; one sentence says what was given and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A dotted key of a file, for messages.
+
+    Args:
+        file: the file, as the user wrote it.
+        key: the dotted key; empty for the file itself.
+
+    Example:
+        >>> raise (Place("a.toml") / "arms" / "static").error("give a table.")
+        Traceback (most recent call last):
+        ...
+        pwgf_jax.experiments.reading.ConfigError: a.toml: arms.static: give a table.
+    """
+
+    file: str
+    key: str = ""
+
+    def __truediv__(self, name: str) -> Place:
+        return Place(self.file, f"{self.key}.{name}" if self.key else name)
+
+    def error(self, message: str) -> ConfigError:
+        """The message, under this place's name."""
+        return ConfigError(f"{self.file}: {self.key}: {message}" if self.key else f"{self.file}: {message}")
+
+
+class Parameter(NamedTuple):
+    """What a key may hold.
+
+    Args:
+        hint: its type.
+        default: what it is without being given; ``inspect.Parameter.empty`` if it has to be.
+    """
+
+    hint: Any
+    default: Any = inspect.Parameter.empty
+
+    @property
+    def required(self) -> bool:
+        """Whether the key has to be given."""
+        return self.default is inspect.Parameter.empty
+
+
+def parameters(make: Callable[..., Any], without: Collection[str] = ()) -> dict[str, Parameter]:
+    """The arguments of a function or class that TOML can write, as keys of a table.
+
+    Args:
+        make: function or class.
+        without: arguments that do not come from the table.
+
+    Returns:
+        Parameters by name, in the order of the signature.
+
+    Example:
+        >>> def make(data, step_size: float, depth: int = 32): ...
+        >>> {name: parameter.required for name, parameter in parameters(make, without=["data"]).items()}
+        {'step_size': True, 'depth': False}
+    """
+    hints = _hints(make.__init__ if inspect.isclass(make) else make)
+    return {
+        name: Parameter(hints.get(name, Any), parameter.default)
+        for name, parameter in inspect.signature(make).parameters.items()
+        if name not in without
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and writable(hints.get(name, Any))
+    }
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(function)
+    except NameError:  # names that exist for type checkers only; what is not resolved is left to the call
+        return {name: Any if isinstance(hint, str) else hint for name, hint in function.__annotations__.items()}
+
+
+def suggestion(name: str, allowed: Iterable[str]) -> str:
+    """The end of a message about an unknown name: what is allowed, and the nearest of it.
+
+    Example:
+        >>> suggestion("pwfg", ["pwgf", "wgf"])
+        'allowed: pwgf, wgf; did you mean pwgf?'
+    """
+    allowed = list(allowed)
+    near = difflib.get_close_matches(name, allowed, n=1)
+    return f"allowed: {', '.join(allowed) or 'nothing'}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def read(table: Mapping[str, Any], allowed: Mapping[str, Parameter], place: Place) -> dict[str, Any]:
+    """The arguments that a table gives, checked, with the defaults that TOML can write filled in.
+
+    Args:
+        table: as read from TOML.
+        allowed: its keys.
+        place: where it stands.
+
+    Returns:
+        Plain TOML data by name.
+
+    Raises:
+        ConfigError: if a key is unknown or missing, or a value of the wrong type.
+
+    Example:
+        >>> read({"eps": 1}, {"eps": Parameter(float), "seeds": Parameter(int, 3)}, Place("a.toml"))
+        {'eps': 1.0, 'seeds': 3}
+    """
+    for name in table:
+        if name not in allowed:
+            raise ConfigError(f"{place.file}: unknown key {(place / name).key}; {suggestion(name, allowed)}")
+    values = {}
+    for name, parameter in allowed.items():
+        if name in table:
+            values[name] = _convert(table[name], parameter.hint, place / name)
+        elif parameter.required:
+            raise ConfigError(f"{place.file}: missing key {(place / name).key}; give {describe(parameter.hint)}.")
+        elif isinstance(parameter.default, bool | int | float | str):
+            values[name] = parameter.default
+    return values
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    if get_origin(hint) in (Union, types.UnionType):
+        return tuple(inner for part in get_args(hint) for inner in _alternatives(part))
+    return (hint,)
+
+
+def writable(hint: Any) -> bool:
+    """Whether TOML can write a value of this type."""
+    plain = (bool, int, float, str, dict, Any)
+    parts = _alternatives(hint)
+    return bool(_step_sizes(hint)) or any(part in plain or get_origin(part) in (list, Literal) for part in parts)
+
+
+def _step_sizes(hint: Any) -> tuple[str, ...]:
+    """What a table may name in the place of a number: something of optax, or nothing."""
+    parts = _alternatives(hint)
+    if optax.GradientTransformation in parts:
+        return ("optimizer", "schedule")
+    return ("schedule",) if optax.Schedule in parts else ()
+
+
+def _convert(value: Any, hint: Any, place: Place) -> Any:
+    if isinstance(value, dict) and (kinds := _step_sizes(hint)):
+        return _read_step_size(value, kinds, place)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise place.error(f"given {value}; give a finite number.")
+    # An exact type wins over a number that would have to be widened.
+    options = sorted(_alternatives(hint), key=lambda part: part is not type(value))
+    for part in options:
+        if part is Any or (part in (bool, int, float, str) and type(value) is part):
+            return value
+        if part is float and type(value) is int:
+            return float(value)
+        if get_origin(part) is Literal and value in get_args(part):
+            return value
+        if part is dict and isinstance(value, dict):
+            return value
+        if get_origin(part) is list and isinstance(value, list):
+            return [_convert(entry, get_args(part)[0], place) for entry in value]
+    raise place.error(f"given {show(value)}; give {describe(hint)}.")
+
+
+def show(value: Any) -> str:
+    """A given value and its kind, as messages quote it."""
+    kinds = {bool: "a boolean", int: "a whole number", float: "a number", str: "a string", list: "a list"}
+    shown = str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
+    return f"{shown} ({kinds.get(type(value), 'a table')})"
+
+
+def describe(hint: Any) -> str:
+    """A type in words: what a key allows."""
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", dict: "a table"}
+    said = []
+    for part in _alternatives(hint):
+        if part in words:
+            said.append(words[part])
+        elif get_origin(part) is Literal:
+            said.append("one of " + ", ".join(f'"{choice}"' for choice in get_args(part)))
+        elif get_origin(part) is list:
+            said.append(f"a list of {'strings' if get_args(part) == (str,) else 'values'}")
+    if kinds := _step_sizes(hint):
+        said.append(f"a table that names an optax {' or '.join(kinds)}")
+    return " or ".join(dict.fromkeys(said)) or "a value"
+
+
+def _from_optax(kind: str) -> dict[str, Callable[..., Any]]:
+    """The optimizers, or the schedules, that optax offers by name."""
+    if kind == "optimizer":
+        module, has = optax, lambda names: "learning_rate" in names
+    else:
+        module, has = optax.schedules, lambda names: bool(names & {"init_value", "value"})
+    functions = {
+        name: getattr(module, name) for name in dir(module) if not name.startswith(("_", "scale_by", "inject"))
+    }
+    return {
+        name: function
+        for name, function in functions.items()
+        if inspect.isfunction(function)
+        and has(inspect.signature(function).parameters.keys())
+        and "key" not in inspect.signature(function).parameters  # TOML has no random keys
+    }
+
+
+def _read_step_size(table: dict[str, Any], kinds: tuple[str, ...], place: Place) -> dict[str, Any]:
+    """A step size written as a table that names something of optax, checked against its signature."""
+    named = [kind for kind in kinds if kind in table]
+    if len(named) != 1:
+        ways = " or ".join(f'{kind} = "..."' for kind in kinds)
+        raise place.error(f"given a table without a name; name something of optax by {ways}.")
+    kind, name, known = named[0], table[named[0]], _from_optax(named[0])
+    if name not in known:
+        raise (place / kind).error(f"given {show(name)}; {suggestion(str(name), known)}")
+    rest = {key: value for key, value in table.items() if key != kind}
+    return {kind: name, **read(rest, parameters(known[name]), place)}
+
+
+def build_step_size(value: Any) -> Any:
+    """The number, schedule or optimizer that a checked step size means."""
+    if not isinstance(value, dict):
+        return value
+    kind = "optimizer" if "optimizer" in value else "schedule"
+    arguments = {key: build_step_size(inner) for key, inner in value.items() if key != kind}
+    return _from_optax(kind)[value[kind]](**arguments)

@@ -1,0 +1,102 @@
+"""What a config can name: functionals, data sources, starts and flows, with the arguments they take."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, get_type_hints
+
+from pwgf_jax import flows, functionals
+from pwgf_jax.experiments import data, starts, tables
+from pwgf_jax.experiments.reading import Parameter, parameters
+
+__all__ = ["FLOWS", "FUNCTIONALS", "OWN_DATA", "SOURCES", "STARTS", "Entry", "own_data"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something that a config can name.
+
+    Args:
+        make: function or class to call.
+        given: its arguments that do not come from the config.
+
+    Example:
+        >>> STARTS["antithetic"].signature
+        'scale = 0.3, jitter = 1e-06'
+    """
+
+    make: Callable[..., Any]
+    given: tuple[str, ...] = ()
+
+    @cached_property
+    def parameters(self) -> dict[str, Parameter]:
+        """The keys that its table may have."""
+        return parameters(self.make, without=self.given)
+
+    @property
+    def signature(self) -> str:
+        """Its keys and their defaults, on one line."""
+        said = [
+            name if parameter.required else f"{name} = {_toml(parameter.default)}"
+            for name, parameter in self.parameters.items()
+        ]
+        return ", ".join(said)
+
+    @property
+    def summary(self) -> str:
+        """The first line of its documentation, without the formulas that a terminal cannot show."""
+        first = (inspect.getdoc(self.make) or "").partition("\n")[0]
+        words = re.sub(r"[,:]?\s*:math:`[^`]*`", "", first)
+        return re.sub(r":\w+:`~?([^`]*)`", r"\1", words).replace("``", "").rstrip(" .:,") + "."
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return "(none)"
+    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def own_data(name: str) -> bool:
+    """Whether a data source is a file of the user's own.
+
+    Example:
+        >>> own_data("measurements.csv"), own_data("teacher")
+        (True, False)
+    """
+    return name.endswith((".npz", ".csv"))
+
+
+def _offered(module: Any, wanted: Callable[[Any], bool]) -> dict[str, Any]:
+    return {name: getattr(module, name) for name in sorted(module.__all__) if wanted(getattr(module, name))}
+
+
+def _is_method(thing: Any) -> bool:
+    """Whether it is a named method: a constructor of flows whose arguments a config can write."""
+    if not inspect.isfunction(thing) or thing is flows.flow:
+        return False
+    return get_type_hints(thing).get("return") is flows.Flow
+
+
+def _is_loss(thing: Any) -> bool:
+    """Whether it makes a functional of inputs and targets."""
+    return inspect.isfunction(thing) and list(inspect.signature(thing).parameters)[:2] == ["inputs", "targets"]
+
+
+# Whatever the library offers of a kind can be named: a new flow or loss needs no line here.
+FLOWS = {name: Entry(thing) for name, thing in _offered(flows, _is_method).items()}
+FUNCTIONALS = {name: Entry(thing, ("inputs", "targets")) for name, thing in _offered(functionals, _is_loss).items()}
+SOURCES = {
+    "teacher": Entry(data.Teacher),
+    "sign_pairs": Entry(data.SignPairs),
+    "digits": Entry(tables.digits),
+}
+OWN_DATA = Entry(tables.read_table, ("path",))
+STARTS = {
+    "gaussian": Entry(starts.Gaussian),
+    "antithetic": Entry(starts.Antithetic),
+    "icfl_saddle": Entry(starts.IcflSaddle),
+}

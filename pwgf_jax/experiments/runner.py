@@ -1,0 +1,142 @@
+"""Running an experiment: arm after arm, each a sweep over the seeds, into a run folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import jax
+
+from pwgf_jax.experiments.config import Config
+from pwgf_jax.experiments.folder import RunFolder, create, open_run, refuse_taken
+from pwgf_jax.experiments.problems import Experiment, build
+from pwgf_jax.experiments.progress import Bar
+from pwgf_jax.experiments.reading import ConfigError
+from pwgf_jax.solve import Progress, sweep
+
+__all__ = ["resume", "run"]
+
+
+def run(config: Config, path: Path, *, command: str = "", quiet: bool = True) -> RunFolder:
+    """Run an experiment into a new folder.
+
+    Args:
+        config: the experiment.
+        path: the folder to make.
+        command: what the user typed, for the record.
+        quiet: whether to show no progress.
+
+    Returns:
+        The folder, with all arms finished.
+
+    Raises:
+        ConfigError: if the experiment cannot be made or the folder is taken; nothing is written then.
+
+    Example:
+        >>> import tempfile
+        >>> from pwgf_jax.experiments.config import parse
+        >>> data = {"source": "teacher", "points": 8, "inputs": 3, "outputs": 2}
+        >>> start = {"kind": "gaussian"}
+        >>> table = {"functional": "icfl", "particles": 4, "data": data, "start": start}
+        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
+        >>> config = parse({"name": "a", "steps": 2, "seeds": 3, "problem": table, "arms": arms})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run(config, Path(folder) / "a").arms()["static"].records["value"].shape
+        (3, 3)
+    """
+    refuse_taken(path)
+    with _settings(config):
+        experiment = build(config)
+        folder = create(path, config, command)
+        _advance(folder, config, experiment, quiet)
+    return folder
+
+
+def resume(path: Path, *, quiet: bool = True) -> RunFolder:
+    """Go on with a run that was interrupted: finished arms are kept, the one under way goes on from its checkpoint.
+
+    Args:
+        path: the run folder.
+        quiet: whether to show no progress.
+
+    Returns:
+        The folder, with all arms finished.
+
+    Raises:
+        ConfigError: if there is no run, or its config or data are not what they were.
+
+    Example:
+        >>> resume(Path("no/such"))
+        Traceback (most recent call last):
+        ...
+        pwgf_jax.experiments.reading.ConfigError: no/such: no run is in it (no run.json); make one with `pwgf run`.
+    """
+    folder = open_run(path)
+    config = folder.config
+    if config.fingerprint() != folder.info.get("config_hash"):
+        raise ConfigError(
+            f"{path}: config.toml, or a file of yours that it names, has changed since the run began; "
+            "put it back, or start anew with `pwgf run`."
+        )
+    if folder.unfinished:
+        with _settings(config):
+            _advance(folder, config, build(config), quiet)
+    return folder
+
+
+@contextmanager
+def _settings(config: Config) -> Iterator[None]:
+    """The jax that a config asks for: its precision, and on CPU a device per core to spread seeds over."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not chosen:
+        with suppress(RuntimeError):  # too late: a caller has used jax in this process before
+            jax.config.update("jax_num_cpu_devices", min(cores, config.seeds))
+    with jax.enable_x64(config.dtype == "float64"):
+        yield
+
+
+def _advance(folder: RunFolder, config: Config, experiment: Experiment, quiet: bool) -> None:
+    """Run the arms that are not finished."""
+    unfinished = folder.unfinished
+    with Bar(len(experiment.flows), config.steps, quiet=quiet) as bar:
+        for arm, flow in experiment.flows.items():
+            if arm not in unfinished:
+                bar.skip()
+                continue
+            bar.begin(arm)
+            clock = _Clock(bar)
+            solution = sweep(
+                flow,
+                experiment.problem,
+                experiment.keys,
+                config.steps,
+                experiment.record,
+                progress=clock,
+                checkpoint=folder.checkpoint(arm),
+            )
+            folder.finish(arm, solution, clock.timing(config.seeds))
+
+
+class _Clock:
+    """Passes progress on, and times what it sees: the first chunk with its compilation, then the steps."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar = bar
+        self._marks = [(time.perf_counter(), 0)]
+
+    def __call__(self, progress: Progress) -> None:
+        self._marks.append((time.perf_counter(), progress.step))
+        self._bar(progress)
+
+    def timing(self, seeds: int) -> dict[str, float]:
+        now, (began, _) = time.perf_counter(), self._marks[0]
+        timing = {"seconds": round(now - began, 3)}
+        if len(self._marks) > 2:
+            (first, first_step), (last, last_step) = self._marks[1], self._marks[-1]
+            timing["seconds_to_first_chunk"] = round(first - began, 3)  # compilation included
+            timing["seed_steps_per_second"] = round(seeds * (last_step - first_step) / max(last - first, 1e-9), 1)
+        return timing

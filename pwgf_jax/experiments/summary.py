@@ -1,0 +1,172 @@
+"""What a run shows, in numbers: medians and quartiles over the seeds, as a Markdown table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pwgf_jax.experiments.folder import Arm, RunFolder
+from pwgf_jax.flows import Status
+
+__all__ = ["notes", "overview", "summarise", "trajectory"]
+
+FRACTIONS = {"1/2": 0.5, "1/10": 0.1, "1/100": 0.01}
+_NEVER = 1e18  # a step that no run reaches: quartiles with infinities would not be numbers
+
+
+def spread(values: np.ndarray) -> str:
+    """Median and quartiles in three digits.
+
+    Example:
+        >>> spread(np.array([1.0, 2.0, 3.0]))
+        '2 [1.5, 2.5]'
+    """
+    if values.size == 0:
+        return "–"
+    low, middle, high = (
+        "not reached" if q >= _NEVER / 10 else _number(q) for q in np.quantile(values, [0.25, 0.5, 0.75])
+    )
+    return middle if low == middle == high else f"{middle} [{low}, {high}]"
+
+
+def _number(value: float) -> str:
+    whole = 100 <= abs(value) < 1e7
+    return f"{value:.0f}" if whole else f"{value:.3g}"
+
+
+def first_below(arm: Arm, fraction: float) -> np.ndarray:
+    """The step at which each finite seed's objective has come down to a fraction of its start; huge if never."""
+    value, step = arm.of("value"), arm.records["step"]
+    below = value <= fraction * value[:, :1]
+    return np.where(below.any(axis=1), step[below.argmax(axis=1)], _NEVER).astype(float)
+
+
+def gradient_peak(arm: Arm) -> np.ndarray:
+    """The step at which each finite seed's gradient norm is the largest."""
+    return arm.records["step"][np.argmax(arm.of("gradient_norm"), axis=1)].astype(float)
+
+
+def _reaching(arm: Arm, fraction: float) -> str:
+    steps = first_below(arm, fraction)
+    reached = int(np.sum(steps < _NEVER))
+    if reached == 0:
+        return "not reached"
+    return spread(steps) if reached == steps.size else f"{spread(steps)} ({reached} of {steps.size})"
+
+
+def overview(arms: Mapping[str, Arm]) -> list[list[str]]:
+    """One row per arm, under a row of headings: how each method ended, and when it got where.
+
+    Example:
+        >>> values = np.array([[4.0, 1.0], [4.0, 3.0]])
+        >>> records = {"step": np.array([0, 9]), "value": values, "gradient_norm": values, "perturbed": values > 9}
+        >>> arm = Arm(records, np.array([2, 2]), {"seconds": 1.5})
+        >>> [row[:3] for row in overview({"static": arm})]
+        [['arm', 'final F', 'final gradient norm'], ['static', '2 [1.5, 2.5]', '2 [1.5, 2.5]']]
+    """
+    extra = {"test_loss": "final test loss", "test_accuracy": "final test accuracy"}
+    present = [name for name in extra if any(name in arm.records for arm in arms.values())]
+    heading = ["arm", "final F", "final gradient norm", *(extra[name] for name in present), "gradient peak at step"]
+    heading += [f"steps to {label} of F₀" for label in FRACTIONS] + ["jumps", "ended as", "seconds"]
+    rows = [heading]
+    for name, arm in arms.items():
+        ended = Counter(Status(int(code)).name for code in arm.status)
+        row = [name, *(spread(arm.of(record)[:, -1]) for record in ("value", "gradient_norm"))]
+        row += [spread(arm.of(record)[:, -1]) if record in arm.records else "–" for record in present]
+        row += [spread(gradient_peak(arm)), *(_reaching(arm, fraction) for fraction in FRACTIONS.values())]
+        row += [spread(arm.of("perturbed").sum(axis=1).astype(float))]
+        row += [", ".join(f"{count} {status}" for status, count in ended.items())]
+        rows.append([*row, f"{arm.info.get('seconds', float('nan')):.1f}"])
+    return rows
+
+
+def trajectory(arms: Mapping[str, Arm], count: int = 5) -> list[list[str]]:
+    """The objective at a few steps, one row per arm under a row of headings.
+
+    Example:
+        >>> values = np.array([[4.0, 1.0], [4.0, 3.0]])
+        >>> arm = Arm({"step": np.array([0, 9]), "value": values}, np.array([2, 2]), {})
+        >>> trajectory({"static": arm}, count=2)
+        [['F at step', '0', '9'], ['static', '4', '2 [1.5, 2.5]']]
+    """
+    last = max(int(arm.records["step"][-1]) for arm in arms.values())
+    steps = sorted({round(last * i / max(count - 1, 1)) for i in range(count)})
+    rows = [["F at step", *(str(step) for step in steps)]]
+    for name, arm in arms.items():
+        at = [int(np.searchsorted(arm.records["step"], step)) for step in steps]
+        rows.append([name, *(spread(arm.of("value")[:, i]) if i < arm.records["step"].size else "–" for i in at)])
+    return rows
+
+
+def notes(arms: Mapping[str, Arm]) -> list[str]:
+    """What a reader of the tables has to know about seeds that were left out.
+
+    Example:
+        >>> arm = Arm({"step": np.arange(1), "value": np.ones((2, 1))}, np.array([2, 3]), {})
+        >>> notes({"static": arm})
+        ['static: seed 1 turned non-finite and is left out of medians and figures.']
+    """
+    said = []
+    for name, arm in arms.items():
+        lost = np.flatnonzero(~arm.finite).tolist()
+        if lost:
+            word, verb, are = ("seed", "turned", "is") if len(lost) == 1 else ("seeds", "turned", "are")
+            which = ", ".join(map(str, lost))
+            said.append(f"{name}: {word} {which} {verb} non-finite and {are} left out of medians and figures.")
+    return said
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows under a heading as Markdown whose columns also line up in a terminal.
+
+    Example:
+        >>> print(table([["arm", "F"], ["static", "1"]]))
+        | arm    | F |
+        | :----- | :- |
+        | static | 1 |
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    rule = "| " + " | ".join(":" + "-" * max(width - 1, 1) for width in widths) + " |"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def summarise(folder: RunFolder) -> str:
+    """The text of summary.md.
+
+    Args:
+        folder: of a run.
+
+    Returns:
+        Markdown.
+
+    Example:
+        >>> from pathlib import Path
+        >>> summarise(RunFolder(Path("no/such")))
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: ...
+    """
+    info, arms = folder.info, folder.arms()
+    parts = [
+        f"# {info['name']}",
+        f"{info['seeds']} seeds, {info['steps']} steps, {info['dtype']}, {info['devices']} × {info['device']} "
+        f"({info['backend']}), jax {info['jax']}, pwgf_jax {info['pwgf_jax']}.",
+    ]
+    if arms:
+        parts += [table(overview(arms)), table(trajectory(arms))]
+        parts.append(
+            "Medians over the seeds, with quartiles in brackets where they differ. "
+            "F₀ is a seed's objective at the start; a level that fewer than half of them reach is not reached."
+        )
+    parts += notes(arms)
+    meaning = {name: sentence for arm in arms.values() for name, sentence in arm.info["meaning"].items()}
+    parts.append("\n".join(f"- `{name}`: {sentence}" for name, sentence in meaning.items()))
+    if folder.unfinished:
+        parts.append(f"Not finished: {', '.join(folder.unfinished)}. Go on with `pwgf resume {folder.path}`.")
+    parts.append(f"Made by `{info['command']}`; `pwgf run config.toml --out NEW` in this folder repeats it.")
+    return "\n\n".join(part for part in parts if part) + "\n"

@@ -1,0 +1,391 @@
+r"""Directions φ(H)∇F: saddle-free Newton, Sobolev descent and Newton differ in φ and in the part of the Hessian.
+
+=====================================  ==========================  ====================
+method                                 φ(t)                        Hessian
+=====================================  ==========================  ====================
+Wasserstein gradient flow              1
+Sobolev descent                        1/(t + λ)                   integral
+saddle-free Newton, damping inside     (t² + β)^(-1/2)             integral or full
+saddle-free Newton, damping outside    1/(abs(t) + β)              integral or full
+Newton, for comparison                 t/(t² + β)                  integral or full
+=====================================  ==========================  ====================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from pwgf_jax.calculus import (
+    Functional,
+    Part,
+    integral_product,
+    value_and_wasserstein_gradient,
+    wasserstein_gradient,
+    wasserstein_hessian,
+)
+from pwgf_jax.flows.base import Direction, Evaluation, Flow, StepSize, flow
+from pwgf_jax.flows.noise import hessian_noise
+from pwgf_jax.krylov import dense_function, matrix_function
+from pwgf_jax.measures import Field, Particles, norm, per_particle
+from pwgf_jax.transforms import gradient_trigger
+
+__all__ = [
+    "gram_function",
+    "levenberg_marquardt",
+    "saddle_free_newton",
+    "sobolev_descent",
+    "spectral",
+    "spectral_velocity",
+    "wasserstein_newton",
+]
+
+Phi: TypeAlias = Callable[[Array, Array], Array]
+"""φ(eigenvalues, gradient norm): a damping may shrink as the gradient does."""
+
+Damping: TypeAlias = float | Callable[[Array], Array]
+"""β: a positive number, or a function of the gradient norm, such as :func:`levenberg_marquardt`."""
+
+Solver: TypeAlias = Literal["lanczos", "dense", "gram"]
+
+
+def levenberg_marquardt(factor: float, floor: float = 0.0) -> Callable[[Array], Array]:
+    r"""The damping rule :math:`\sqrt\beta=\max(\mathrm{factor}\cdot\|\nabla_\mu F\|,\mathrm{floor})`.
+
+    Steps are short far from stationarity, where the quadratic model is not to be trusted, and tend to Newton's as the
+    gradient vanishes.
+
+    Args:
+        factor: √β per gradient norm [1 / length].
+        floor: least √β [units of F per length²].
+
+    Returns:
+        β as a function of the gradient norm.
+
+    Raises:
+        ValueError: if the factor is not positive or the floor negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(levenberg_marquardt(2.0)(jnp.float32(0.5))), 6)
+        1.0
+
+    References:
+        Fan and Yuan, Computing 74 (2005): damping by a power of the gradient norm keeps fast local convergence.
+    """
+    if not factor > 0 or not floor >= 0:
+        raise ValueError(f"levenberg_marquardt: factor={factor}, floor={floor}; give factor > 0 and floor >= 0.")
+
+    def rule(gradient_norm: Array) -> Array:
+        # β = 0 is infinite on the null space, where a gradient of zero has nothing to be multiplied with.
+        return jnp.maximum(jnp.maximum(factor * gradient_norm, floor) ** 2, jnp.finfo(gradient_norm.dtype).tiny)
+
+    return rule
+
+
+def _damping(name: str, value: Damping) -> Callable[[Array], Array]:
+    if callable(value):
+        return value
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}={value}; give a positive number, or a function of the gradient norm.")
+    return lambda gradient_norm: jnp.full_like(gradient_norm, value)
+
+
+def gram_function(F: Any, mu: Particles, fn: Callable[[Array], Array]) -> Field:
+    r"""φ(H_μ)∇F for least squares on b outputs, by the b × b Gram matrix of feature gradients.
+
+    For :math:`F=\frac1{2M}\sum_i|\int\psi(z_i,x)\,d\mu-y_i|^2`, J the derivative of the outputs and r the residual:
+    :math:`\nabla F=J^\top r/M`, :math:`H_\mu=J^\top J/M`, :math:`G=JJ^\top/M` and so
+    :math:`\phi(H_\mu)\nabla F=J^\top\phi(G)\,r/M`. Exact; costs b²·N·d and holds b·N·d numbers.
+
+    Args:
+        F: a functional made by :func:`pwgf_jax.functionals.mean_field_regression`, on few data or on a batch.
+        mu: the measure.
+        fn: φ.
+
+    Returns:
+        A field on ``mu``.
+
+    Raises:
+        ValueError: if F is no least-squares functional.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pwgf_jax.functionals import mean_field_regression
+        >>> F = mean_field_regression(jnp.ones((2, 3)), jnp.ones((2, 1)))
+        >>> gram_function(F, Particles.uniform(jnp.ones((4, 4))), lambda t: 1 / (t + 1)).shape
+        (4, 4)
+
+    References:
+        Lascu, Suzuki, arXiv:2605.17963, after its abstract; the identity is that of kernel ridge regression.
+    """
+    if not getattr(F, "least_squares", False):
+        raise ValueError('solver="gram" needs a least-squares functional (mean_field_regression); use "lanczos".')
+    ones = jnp.ones_like(mu.weights)
+    jacobian = jax.jacrev(lambda points: F.moments(Particles(points, ones)).ravel())(mu.points)
+    data = F.targets.shape[0]
+    residual = (F.moments(mu) - F.targets).ravel()
+
+    def leaf_gram(leaf: Array) -> Array:
+        flat = leaf.reshape(residual.size, mu.size, -1)
+        return jnp.einsum("ind,n,jnd->ij", flat, mu.weights, flat, precision="highest") / data
+
+    gram = sum(jax.tree.leaves(jax.tree.map(leaf_gram, jacobian)))
+    values, vectors = jnp.linalg.eigh(gram)
+    dual = vectors @ (fn(jnp.maximum(values, 0)) * (residual @ vectors)) / data
+    present = (mu.weights > 0).astype(mu.weights.dtype)
+    return jax.tree.map(lambda leaf: per_particle(present, leaf[0]) * jnp.tensordot(dual, leaf, axes=1), jacobian)
+
+
+def spectral(
+    phi: Phi, *, part: Part = "integral", depth: int = 32, solver: Solver = "lanczos", max_rms: float | None = None
+) -> Direction:
+    r"""The direction :math:`\phi(A)\,\nabla_\mu F` with A the integral or the full Hessian.
+
+    Args:
+        phi: (eigenvalues, gradient norm) -> factors.
+        part: ``"integral"`` or ``"full"``.
+        depth: Krylov dimension; memory depth·N·d, cost depth Hessian products. Too small a depth does not
+            degrade gracefully: take a few times ‖A‖/√β.
+        solver: ``"lanczos"``; ``"dense"``, the whole spectrum, for N·d up to some 3000; ``"gram"``, see
+            :func:`gram_function`.
+        max_rms: largest root mean square of the direction in L²(μ); longer ones are shortened to it.
+
+    Returns:
+        A direction for :func:`pwgf_jax.flow`.
+
+    Raises:
+        ValueError: if the solver or the part is unknown, or the two do not go together.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> F = lambda mu: mu.weights @ jnp.sum(mu.points**2, axis=-1)  # full Hessian 2
+        >>> direction = spectral(lambda t, _: 1 / t, part="full", depth=2)
+        >>> direction(jax.random.key(0), F, Particles.uniform(jnp.ones((3, 1)))).field[0].tolist()
+        [1.0]
+    """
+    if solver not in ("lanczos", "dense", "gram"):
+        raise ValueError(f'solver={solver!r}; choose "lanczos", "dense" or "gram".')
+    if part not in ("integral", "full"):
+        raise ValueError(f'part={part!r}; choose "integral" or "full".')
+    if solver == "gram" and part != "integral":
+        raise ValueError('solver="gram" knows the integral Hessian only; choose part="integral" or solver="lanczos".')
+    if max_rms is not None and not max_rms > 0:
+        raise ValueError(f"max_rms={max_rms}; give a positive length, or None.")
+
+    def direction(key: Array, F: Functional, mu: Particles) -> Evaluation:
+        del key
+        value, gradient = value_and_wasserstein_gradient(F, mu)
+        gradient_norm = norm(mu, gradient)
+
+        def factors(eigenvalues: Array) -> Array:
+            return phi(eigenvalues, gradient_norm)
+
+        if solver == "gram":
+            field = gram_function(F, mu, factors)
+        elif solver == "dense":
+            field = dense_function(wasserstein_hessian(F, mu, part), gradient, factors)
+        else:
+            size = sum(leaf.size for leaf in jax.tree.leaves(gradient))
+            field = matrix_function(wasserstein_hessian(F, mu, part), gradient, factors, min(depth, size))
+        if max_rms is not None:
+            length = norm(mu, field)
+            shrink = jnp.where(length > max_rms, max_rms / jnp.where(length > 0, length, 1), 1)
+            field = jax.tree.map(lambda leaf: shrink.astype(leaf.dtype) * leaf, field)
+        return Evaluation(value, gradient_norm, field)
+
+    return direction
+
+
+def spectral_velocity(
+    F: Functional, mu: Particles, phi: Callable[[Array], Array], *, depth: int = 32
+) -> Callable[[PyTree], PyTree]:
+    r"""The velocity :math:`-\phi(H_\mu)\nabla_\mu F` as a function on the whole space, integral Hessian.
+
+    With :math:`\psi(t)=(\phi(t)-\phi(0))/t` and :math:`v=\psi(H_\mu)\nabla_\mu F` it is
+    :math:`-\phi(0)\nabla_\mu F(x)-\int\nabla^2_\mu F(x,y)\,v(y)\,\mu(dy)`: Nyström's extension.
+    On the particles it is the flow's own velocity. For φ = 1/(t + λ) it is that of
+    Sobolev descent, :math:`-\frac1\lambda[\nabla F(x)-(H_\mu u)(x)]`.
+
+    Args:
+        F: the functional.
+        mu: the measure.
+        phi: φ(eigenvalues), finite and differentiable at zero.
+        depth: Krylov dimension.
+
+    Returns:
+        The map from query points (m, d) to velocities.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> F = lambda mu: 0.5 * jnp.sum((mu.weights @ mu.points) ** 2)  # H has eigenvalue 1, gradient = mean
+        >>> mu = Particles.uniform(jnp.array([[1.0], [3.0]]))
+        >>> velocity = spectral_velocity(F, mu, lambda t: 1 / (t + 1), depth=2)
+        >>> [round(float(v), 4) for v in velocity(jnp.array([[9.0]]))[0]]
+        [-1.0]
+
+    References:
+        Mroueh, Sercu, Raj, arXiv:1805.12062 (Sobolev descent); the identity with damped Newton is in the tests.
+    """
+    gradient = wasserstein_gradient(F, mu)
+    at_zero, slope = jax.value_and_grad(phi)(jnp.zeros((), mu.weights.dtype))
+
+    def psi(t: Array) -> Array:
+        # The quotient's rounding, eps φ(0)/t, is undone by the product with H; below H's own rounding it is not.
+        near = jnp.abs(t) <= jnp.finfo(t.dtype).eps * jnp.max(jnp.abs(t))
+        return jnp.where(near, slope, (phi(t) - at_zero) / jnp.where(near, 1, t))
+
+    size = sum(leaf.size for leaf in jax.tree.leaves(gradient))
+    inner_field = matrix_function(wasserstein_hessian(F, mu), gradient, psi, min(depth, size))
+
+    def velocity(at: PyTree) -> PyTree:
+        plain = wasserstein_gradient(F, mu, at=at)
+        smooth = integral_product(F, mu, inner_field, at)
+        return jax.tree.map(lambda g, s: -(at_zero.astype(g.dtype) * g + s), plain, smooth)
+
+    return velocity
+
+
+def saddle_free_newton(
+    step_size: StepSize,
+    *,
+    beta: Damping,
+    part: Part = "full",
+    damping: Literal["inside", "outside"] = "inside",
+    depth: int = 32,
+    solver: Solver = "lanczos",
+    max_rms: float | None = None,
+    perturbation: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+) -> Flow:
+    r"""Wasserstein saddle-free Newton (WSFN): :math:`x\leftarrow x-\eta\,(A^2+\beta)^{-1/2}\nabla_\mu F`.
+
+    Per step, an eigendirection of curvature −δ grows by :math:`1+\eta\delta/\sqrt{\delta^2+\beta}` and one of curvature
+    λ > 0 contracts by :math:`1-\eta\lambda/\sqrt{\lambda^2+\beta}`: saddles repel as minima attract.
+    At an exact saddle the gradient is zero and so is the direction; a perturbation is needed to leave.
+
+    Args:
+        step_size: η, between 0.1 and 1 as a rule; a schedule, or an optax transformation.
+        beta: β [units of F per length², squared]; √β between 1 % and 10 % of ‖A‖ is a good start. A function of
+            the gradient norm is a damping rule, see :func:`levenberg_marquardt`.
+        part: which Hessian A is; for functionals convex under mixtures the integral one has no negative part.
+        damping: ``"inside"`` as above, ``"outside"``: :math:`(|A|+\beta)^{-1}`,
+            where β has the units of F per length².
+        depth: Krylov dimension of ``"lanczos"``, a few times ‖A‖/√β: so many fields of memory, products per step.
+        solver: as in :func:`spectral`.
+        max_rms: as in :func:`spectral`, a trust region for the displacement divided by η.
+        perturbation: arguments eps, eta_p, k_thres, f_thres (and sampler) of :func:`pwgf_jax.pwgf`, to jump with
+            Hessian-guided noise where the gradient is small.
+        batch_size: data points per evaluation, as in :func:`pwgf_jax.flow`; all of them if None.
+
+    Returns:
+        A :class:`pwgf_jax.Flow`.
+
+    Raises:
+        ValueError: if a number is out of range or a name unknown.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pwgf_jax import Particles, run
+        >>> def F(mu):
+        ...     square = jnp.sum((mu.weights @ mu.points) ** 2)
+        ...     return square**2 / 4 - square / 2
+        >>> start = Particles.uniform(jnp.full((8, 2), 1e-3))  # next to the saddle at mean zero
+        >>> solution = run(saddle_free_newton(1.0, beta=1e-2, depth=4), F, start, jax.random.key(0), steps=30)
+        >>> round(float(solution.value), 5)
+        -0.25
+
+    References:
+        Lascu, Suzuki, arXiv:2605.17963, reconstructed after its abstract (the place of the damping, the solver and
+        the use of noise are ours); Dauphin et al., NeurIPS 2014, for damping outside.
+    """
+    if damping not in ("inside", "outside"):
+        raise ValueError(f'saddle_free_newton: damping={damping!r}; choose "inside" or "outside".')
+    rule = _damping("saddle_free_newton: beta", beta)
+
+    def phi(t: Array, gradient_norm: Array) -> Array:
+        b = rule(gradient_norm)
+        return 1 / jnp.sqrt(t**2 + b) if damping == "inside" else 1 / (jnp.abs(t) + b)
+
+    direction = spectral(phi, part=part, depth=depth, solver=solver, max_rms=max_rms)
+    if perturbation is None:
+        return flow(direction, step_size, batch_size=batch_size)
+    allowed = {"eps", "eta_p", "k_thres", "f_thres", "sampler"}
+    if missing := {"eps", "eta_p", "k_thres", "f_thres"} - set(perturbation):
+        raise ValueError(f"saddle_free_newton: perturbation lacks {', '.join(sorted(missing))}.")
+    if unknown := set(perturbation) - allowed:
+        raise ValueError(f"saddle_free_newton: perturbation has no {', '.join(sorted(unknown))}; it has {allowed}.")
+    arguments = dict(perturbation)
+    noise = hessian_noise(arguments.pop("eta_p"), arguments.pop("sampler", "direct"))
+    return flow(direction, step_size, noise, gradient_trigger(**arguments), batch_size=batch_size)
+
+
+def sobolev_descent(step_size: StepSize, *, damping: Damping, depth: int = 32, solver: Solver = "lanczos") -> Flow:
+    r"""Sobolev descent, :math:`x\leftarrow x-\eta\,(H_\mu+\lambda)^{-1}\nabla_\mu F`, with the integral Hessian.
+
+    Made for functionals convex under mixtures, such as ½MMD² and least squares, where H_μ ⪰ 0. On others it is damped
+    Newton and is drawn to saddles. Off the particles, see :func:`spectral_velocity`.
+
+    Args:
+        step_size: η, a schedule, or an optax transformation.
+        damping: λ, a number or a function of the gradient norm.
+        depth: Krylov dimension of ``"lanczos"``.
+        solver: as in :func:`spectral`.
+
+    Returns:
+        A :class:`pwgf_jax.Flow`.
+
+    Raises:
+        ValueError: if the damping is not positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pwgf_jax import Particles, run
+        >>> F = lambda mu: 0.5 * jnp.sum((mu.weights @ mu.points) ** 2)
+        >>> start = Particles.uniform(jnp.ones((4, 1)))
+        >>> round(float(run(sobolev_descent(1.0, damping=0.25), F, start, jax.random.key(0), steps=1).value), 4)
+        0.02
+
+    References:
+        Mroueh, Sercu, Raj, arXiv:1805.12062; the Hessian form is derived in the tests.
+    """
+    rule = _damping("sobolev_descent: damping", damping)
+    direction = spectral(lambda t, gradient_norm: 1 / (t + rule(gradient_norm)), depth=depth, solver=solver)
+    return flow(direction, step_size)
+
+
+def wasserstein_newton(
+    step_size: StepSize, *, beta: Damping, part: Part = "full", depth: int = 32, solver: Solver = "lanczos"
+) -> Flow:
+    r"""Wasserstein Newton with a regularised inverse, :math:`x\leftarrow x-\eta\,A(A^2+\beta)^{-1}\nabla_\mu F`.
+
+    Here to be compared with: it converges to whatever stationary point is near, saddles included.
+
+    Args:
+        step_size: as in :func:`saddle_free_newton`.
+        beta: as in :func:`saddle_free_newton`.
+        part: as in :func:`saddle_free_newton`.
+        depth: as in :func:`saddle_free_newton`.
+        solver: as in :func:`saddle_free_newton`.
+
+    Returns:
+        A :class:`pwgf_jax.Flow`.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pwgf_jax import Particles, run
+        >>> F = lambda mu: -0.5 * jnp.sum((mu.weights @ mu.points) ** 2)  # a maximum at mean zero
+        >>> start = Particles.uniform(jnp.ones((4, 1)))
+        >>> round(float(run(wasserstein_newton(1.0, beta=1e-6), F, start, jax.random.key(0), steps=1).value), 4)
+        -0.0
+    """
+    rule = _damping("wasserstein_newton: beta", beta)
+    direction = spectral(lambda t, g: t / (t**2 + rule(g)), part=part, depth=depth, solver=solver)
+    return flow(direction, step_size)

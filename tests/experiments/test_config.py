@@ -1,0 +1,141 @@
+"""Configs: strict reading, changes from the command line, and writing back."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pwgf_jax.experiments import ConfigError, build, dump, load
+from pwgf_jax.experiments.config import parse
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+shipped = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+
+
+@shipped
+def test_a_shipped_config_survives_being_written_and_read(path):
+    config = load(path)
+    assert parse(tomllib.loads(dump(config))) == config
+    assert dump(parse(tomllib.loads(dump(config)))) == dump(config)
+
+
+@shipped
+def test_a_shipped_config_explains_itself(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert all(line.startswith("#") for line in lines[:3])
+    assert load(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("stepps=5", "unknown key stepps; allowed: name, steps, .*; did you mean steps"),
+        ("arms.static.step_sise=1", "unknown key arms.static.step_sise; allowed: step_size.*; did you mean step_size"),
+        ("arms.hessian.etap=1", "unknown key arms.hessian.etap; allowed: .*; did you mean eta_p"),
+        ("problem.data.point=9", "unknown key problem.data.point; allowed: .*; did you mean points"),
+        ("problem.options.ridge=1", "unknown key problem.options.ridge; allowed: prefactor, activation, chunk_size"),
+        ("steps=many", 'steps: given "many" .a string.; give a whole number'),
+        ("steps=2.5", "steps: given 2.5 .a number.; give a whole number"),
+        ("steps=true", "steps: given true .a boolean.; give a whole number"),
+        ("steps=0", "steps = 0; give at least 1"),
+        ("seeds=0", "seeds = 0; give at least 1"),
+        ("seed=-1", "seed = -1; give a whole number from 0"),
+        ("record_every=0", "record_every = 0; give at least 1"),
+        ("dtype=float16", 'dtype: given "float16" .a string.; give one of "float32", "float64"'),
+        ("name=a/b", 'name: given "a/b"; use letters'),
+        ("problem.particles=0", "problem.particles = 0; give at least 1"),
+        ("problem.functional=icfll", 'problem.functional: given "icfll" .*; allowed: .*; did you mean icfl'),
+        ("problem.functional=mine.py", 'say which one in it: "mine.py:NAME"'),
+        ("problem.start.kind=gausian", "problem.start.kind: .*; did you mean gaussian"),
+        ("problem.data.source=techer", "problem.data.source: .*; did you mean teacher"),
+        ("arms.static.flow=wfg", "arms.static.flow: .*; did you mean wgf"),
+        ("arms.static.step_size=fast", "arms.static.step_size: .* a number or a table that names an optax optimizer"),
+        ("arms.static.step_size=nan", "arms.static.step_size: given nan; give a finite number"),
+        ('arms.static.step_size={optimizer="adm"}', "arms.static.step_size.optimizer: .*; did you mean adam"),
+        ('arms.static.step_size={optimizer="adam"}', "missing key arms.static.step_size.learning_rate; give a number"),
+        ("arms.static=3", "arms.static: given 3 .a whole number.; give a table"),
+        ("arms={}", "arms is empty"),
+        ("steps.a=1", "--set: steps: given 6"),
+        ("steps", "--set: given .steps.; write a.b=value"),
+    ],
+)
+def test_what_is_wrong_with_a_config_is_said(tiny, setting, message):
+    with pytest.raises(ConfigError, match=message):
+        load(tiny, [setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("problem.particles=5", "problem.start: problem.particles = 5; antithetic neurons come in pairs"),
+        ("problem.data.points=0", "problem.data: points = 0; give at least 1"),
+        ("problem.data.activation=tan", "problem.data: activation: .*; did you mean tanh"),
+        ("problem.options.activation=tan", "problem.options: activation='tan'; choose"),
+        ("problem.options.chunk_size=0", "problem.options: chunk_size=0"),
+        ("problem.start.scale=0", "problem.start: scale = 0.0; give a positive number"),
+        ("problem.start.kind=icfl_saddle", "problem.start: .* needs problem.data.source = .sign_pairs."),
+        ("arms.static.step_size=-1", "arms.static: step_size=-1.0; give a positive number"),
+        ("arms.hessian.eps=-1", "arms.hessian: gradient_trigger: eps=-1.0"),
+        ("arms.hessian.k_thres=0", "arms.hessian: gradient_trigger: k_thres=0"),
+        ("arms.hessian.eta_p=-1", "arms.hessian: eta_p=-1"),
+        ("arms.static.batch_size=9", "arms.static: batch: size=9; there are 8 data points"),
+    ],
+)
+def test_values_that_constructors_refuse_are_named_by_their_key(tiny, setting, message):
+    with pytest.raises(ConfigError, match=f"tiny.toml: {message}"):
+        build(load(tiny, [setting]))
+
+
+def test_an_unknown_key_is_answered_in_full(tiny):
+    with pytest.raises(ConfigError) as caught:
+        load(tiny, ["problem.start.jiter=1"])
+    assert str(caught.value) == f"{tiny}: unknown key problem.start.jiter; allowed: scale, jitter; did you mean jitter?"
+
+
+def test_missing_keys_and_tables_are_named(tiny):
+    text = tiny.read_text(encoding="utf-8")
+    for cut, message in {
+        "steps = 6\n": "missing key steps; give a whole number",
+        "step_size = 0.05\n": "missing key arms.static.step_size",
+        'kind = "antithetic"\n': "missing key problem.start.kind; allowed: gaussian",
+        'source = "teacher"\n': "missing key problem.data.source; allowed: teacher",
+    }.items():
+        tiny.write_text(text.replace(cut, "", 1), encoding="utf-8")
+        with pytest.raises(ConfigError, match=message):
+            load(tiny)
+    tiny.write_text(text[: text.index("[problem.data]")] + text[text.index("[problem.start]") :], encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"missing table problem.data; matrix_factorization needs inputs and targets"):
+        load(tiny)
+
+
+def test_settings_are_toml_and_bare_words_are_strings(tiny):
+    config = load(tiny, ["seeds=4", "seed=7", "problem.start.jitter=0", "problem.options.activation=erf", "name='x'"])
+    assert (config.seeds, config.seed, config.name) == (4, 7, "x")
+    assert config.problem.start.arguments["jitter"] == 0.0
+    assert config.problem.functional.arguments["activation"] == "erf"
+
+
+def test_settings_make_tables_that_are_not_there(tiny):
+    config = load(tiny, ["arms.new.flow=wgf", "arms.new.step_size=1"])
+    assert config.arms["new"].arguments == {"step_size": 1.0}
+
+
+def test_step_sizes_from_optax(tiny):
+    schedule = '{schedule = "cosine_decay_schedule", init_value = 0.1, decay_steps = 5}'
+    config = load(tiny, [f'arms.static.step_size={{optimizer = "adam", learning_rate = {schedule}}}'])
+    given = config.arms["static"].arguments["step_size"]
+    assert given["optimizer"] == "adam"
+    assert given["b1"] == 0.9
+    assert given["learning_rate"]["decay_steps"] == 5
+    assert parse(tomllib.loads(dump(config))) == config
+    build(config)
+
+
+def test_defaults_are_written_out(tiny):
+    assert 'sampler = "direct"' in dump(load(tiny))
+
+
+def test_the_fingerprint_sees_every_change(tiny):
+    prints = {load(tiny, [setting]).fingerprint() for setting in ("seed=0", "seed=1", "problem.start.scale=1")}
+    assert len(prints) == 3
+    assert load(tiny).fingerprint() == load(tiny, ["seed=0"]).fingerprint()
