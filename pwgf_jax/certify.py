@@ -364,7 +364,7 @@ def certify(
         if not 0 < number < math.inf:
             raise ValueError(f"certify: {name}={number}; give a positive number.")
     if max_products < 2 or max_depth < 1:
-        raise ValueError(f"certify: max_products={max_products}, max_depth={max_depth}; give at least two and one.")
+        raise ValueError(f"certify: max_products={max_products}, max_depth={max_depth}; need max_products >= 2, max_depth >= 1.")
     if not 0 < failure < 1:
         raise ValueError(f"certify: failure={failure}; give a probability between 0 and 1.")
     functional = traceable(F)

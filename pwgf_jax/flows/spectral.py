@@ -128,7 +128,7 @@ def gram_function(F: Any, mu: Particles, fn: Callable[[Array], Array]) -> Field:
     ones = jnp.ones_like(mu.weights)
     jacobian = jax.jacrev(lambda points: F.moments(Particles(points, ones)).ravel())(mu.points)
     data = F.targets.shape[0]
-    residual = (F.moments(mu) - F.targets).ravel()
+    residual = (F.moments(mu) - F.targets.T).ravel()
 
     def leaf_gram(leaf: Array) -> Array:
         flat = leaf.reshape(residual.size, mu.size, -1)

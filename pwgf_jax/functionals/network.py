@@ -42,7 +42,7 @@ class MeanFieldNetwork:
     Args:
         inputs: z, shape (M, l).
         targets: shape (M, k).
-        loss: R, a function (outputs (M, k), targets (M, k)) -> scalar, as a :class:`jax.tree_util.Partial`.
+        loss: R, a function (outputs (k, M), targets (k, M)) -> scalar, as a :class:`jax.tree_util.Partial`.
         activation: σ, a name in :data:`ACTIVATIONS`.
         chunk_size: data points per pass; bounds memory to N·chunk_size activations and recomputes them
             backwards. None takes all data in one pass.
@@ -54,33 +54,44 @@ class MeanFieldNetwork:
         (6, 2)
     """
 
-    inputs: Float[Array, "m l"]
-    targets: Float[Array, "m k"]
+    inputs: Float[Array, "*batch m l"]
+    targets: Float[Array, "*batch m k"]
     loss: Callable[[Array, Array], Float[Array, ""]]
     activation: str = field(default="tanh", metadata={"static": True})
     chunk_size: int | None = field(default=None, metadata={"static": True})
 
     def outputs(self, mu: Particles, inputs: Float[Array, "m l"]) -> Float[Array, "m k"]:
         """The network's outputs h_μ on any inputs."""
+        return self._hidden_mean(mu, inputs).T
+
+    def moments(self, mu: Particles) -> Float[Array, "k m"]:
+        """The outputs on the data, an output a row; linear in the weights."""
+        return self._hidden_mean(mu, self.inputs)
+
+    def of_moments(self, moments: Float[Array, "k m"]) -> Float[Array, ""]:
+        """The loss of given outputs."""
+        return self.loss(moments, self.targets.T)
+
+    def _hidden_mean(self, mu: Particles, inputs: Float[Array, "m l"]) -> Float[Array, "k m"]:
         outgoing, ingoing = self._split(mu.points)
-        # Particles last: the activations are then written by rows that the vector units take whole.
-        outgoing, ingoing = outgoing.T * mu.weights[None].astype(outgoing.dtype), ingoing.T
+        outgoing = outgoing * mu.weights[:, None].astype(outgoing.dtype)
         sigma = ACTIVATIONS[self.activation]
 
-        def rows(z: Float[Array, "... l"]) -> Float[Array, "... k"]:
-            return sigma(z @ ingoing) @ outgoing.T
+        # Data last, particles contracted from the left, and inputs whose transpose is really made: of the orders of
+        # these two products this one is the fastest on CPU, by half (tests/benchmarks).
+        def columns(z: Float[Array, "b l"]) -> Float[Array, "k b"]:
+            transposed = jax.lax.optimization_barrier(z.T)
+            activations = sigma(jax.lax.dot_general(ingoing.T, transposed, (((0,), (0,)), ((), ()))))
+            return outgoing.T @ activations
 
-        if self.chunk_size is None or self.chunk_size >= inputs.shape[0]:
-            return rows(inputs)
-        return jax.lax.map(jax.checkpoint(rows), inputs, batch_size=self.chunk_size)
-
-    def moments(self, mu: Particles) -> Float[Array, "m k"]:
-        """The outputs on the data, linear in the weights."""
-        return self.outputs(mu, self.inputs)
-
-    def of_moments(self, moments: Float[Array, "m k"]) -> Float[Array, ""]:
-        """The loss of given outputs."""
-        return self.loss(moments, self.targets)
+        count, size = inputs.shape[0], self.chunk_size
+        if size is None or size >= count:
+            return columns(inputs)
+        whole = count - count % size
+        chunks = inputs[:whole].reshape(-1, size, inputs.shape[1])
+        mapped = jax.lax.map(jax.checkpoint(columns), chunks)
+        parts = jnp.moveaxis(mapped, 1, 0).reshape(-1, whole)
+        return parts if whole == count else jnp.concatenate([parts, columns(inputs[whole:])], axis=1)
 
     def __call__(self, mu: Particles) -> Float[Array, ""]:
         """The value F(μ)."""
@@ -128,22 +139,25 @@ def _network(inputs: Any, targets: Any, loss: Partial, activation: str, chunk_si
     return MeanFieldNetwork(inputs, targets, loss, activation, chunk_size)
 
 
+# Losses of outputs and targets of shape (k, M).
+
+
 def _square_loss(outputs: Array, targets: Array) -> Array:
-    return jnp.mean(jnp.sum((outputs - targets) ** 2, axis=1)) / 2
+    return jnp.mean(jnp.sum((outputs - targets) ** 2, axis=0)) / 2
 
 
-def _matrix_loss(outputs: Array, targets: Array, *, prefactor: float) -> Array:
+def _matrix_loss(outputs: Array, targets: Array, *, prefactor: Any) -> Array:
     # |hhᵀ − ggᵀ|² = (|u|²|v|² + (u·v)²)/2 with u = h − g, v = h + g: no cancellation near the minimum.
     u, v = outputs - targets, outputs + targets
-    squares = jnp.sum(u**2, axis=1) * jnp.sum(v**2, axis=1) + jnp.sum(u * v, axis=1) ** 2
+    squares = jnp.sum(u**2, axis=0) * jnp.sum(v**2, axis=0) + jnp.sum(u * v, axis=0) ** 2
     return prefactor / 4 * jnp.mean(squares)
 
 
-def _profiled_loss(outputs: Array, targets: Array, *, ridge: float) -> Array:
-    count, width = outputs.shape
-    second_moment = outputs.T @ outputs / count + ridge * jnp.eye(width, dtype=outputs.dtype)
-    readout = jnp.linalg.solve(second_moment, outputs.T @ targets / count)
-    return _square_loss(outputs @ readout, targets) + ridge / 2 * jnp.sum(readout**2)
+def _profiled_loss(outputs: Array, targets: Array, *, ridge: Any) -> Array:
+    width, count = outputs.shape
+    second_moment = outputs @ outputs.T / count + ridge * jnp.eye(width, dtype=outputs.dtype)
+    readout = jnp.linalg.solve(second_moment, outputs @ targets.T / count)
+    return _square_loss(readout.T @ outputs, targets) + ridge / 2 * jnp.sum(readout**2)
 
 
 def mean_field_regression(

@@ -67,7 +67,7 @@ def test_step_and_products(side_by_side, report):
         outputs = jnp.mean(
             jax.vmap(lambda p: jax.vmap(lambda z: p[:OUTPUTS] * jnp.tanh(p[OUTPUTS:] @ z))(F.inputs))(x), axis=0
         )
-        return F.of_moments(outputs)
+        return F.of_moments(outputs.T)
 
     noise_key = jax.random.key(1)
     seconds = side_by_side(

@@ -1,0 +1,393 @@
+"""Certificates against dense spectra, and on every saddle and minimum that is known in closed form."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pwgf_jax import Particles, Verdict, certify, functionals, hessian_matrix, inner, wasserstein_hessian
+from pwgf_jax import certify as certify_function
+from pwgf_jax.certify import random_start_gap, sight
+from tests.oracles.closed_forms import antithetic, mean_quartic, rotated, sign_pairs
+
+KEY = jax.random.key(0)
+N, D = 3, 5  # 15 unknowns: a single depth, and so a single compilation
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Quadratic:
+    """½ mᵀAm + ½∫xᵀBx dμ + s·m: gradient Am + Bx + s, integral Hessian A∫v dμ, local one B."""
+
+    A: jax.Array
+    B: jax.Array
+    slope: jax.Array
+
+    def __call__(self, mu):
+        m = mu.weights @ mu.points
+        return m @ self.A @ m / 2 + mu.weights @ jnp.sum((mu.points @ self.B) * mu.points, axis=1) / 2 + self.slope @ m
+
+
+def quadratic(mean, local, dtype, slope=0.0, size=D):
+    spectra = (np.broadcast_to(s, size).astype(float) for s in (mean, local))
+    A, B = (jnp.asarray(rotated(s, rng(1)), dtype) for s in spectra)
+    return Quadratic(A, B, jnp.full(size, slope, dtype))
+
+
+def at_zero(dtype, size=D):
+    return Particles.uniform(jnp.zeros((N, size), dtype))
+
+
+def spectrum(F, mu, part):
+    """Of the operator, in float64; self-adjoint in L²(μ)."""
+    root = np.sqrt(np.asarray(mu.weights, np.float64))
+    root = np.repeat(root, np.size(mu.points) // len(root))
+    there = root > 0
+    dense = np.asarray(hessian_matrix(F, mu, part), np.float64)[np.ix_(there, there)]
+    return np.linalg.eigvalsh(root[there, None] * dense / root[there])
+
+
+def assert_bounds_hold(found, F, mu, max_products=512):
+    """What a certificate says about either operator is true of the dense matrix."""
+    for part in ("integral", "full"):
+        curvature, exact = getattr(found, part), spectrum(F, mu, part)
+        slack = 10 * curvature.rounding + 1e-14
+        assert exact[0] - slack <= curvature.eigenvalue <= exact[-1] + slack
+        assert curvature.lower <= exact[0] + slack
+        assert np.min(np.abs(exact - curvature.eigenvalue)) <= curvature.residual + slack
+        assert curvature.products <= max_products
+        v, H = curvature.direction, wasserstein_hessian(F, mu, part)
+        np.testing.assert_allclose(inner(mu, v, v), 1, rtol=1e-5)
+        np.testing.assert_allclose(inner(mu, v, H(v)), curvature.eigenvalue, atol=slack)
+
+
+# --- spectra -----------------------------------------------------------------------------------------------------------
+
+LEAST = np.concatenate([[-0.3], np.linspace(0.1, 2, D - 1)])
+LOW_RANK = np.concatenate([[-0.5], np.zeros(D - 1)])
+DECISIONS = {
+    # name: (spectrum of A, spectrum of B, verdict, what it rests on)
+    "constant": (0, 0, Verdict.second_order_stationary, "both"),
+    "maximum of the mean": (-1, 0, Verdict.saddle, "integral"),
+    "minimum of the mean": (1, 0, Verdict.second_order_stationary, "both"),
+    "local maximum": (0, -1, Verdict.saddle, "full"),
+    "local minimum": (0, 1, Verdict.second_order_stationary, "both"),
+    "low rank": (LOW_RANK, 0, Verdict.saddle, "integral"),
+    "low rank, positive": (-LOW_RANK, 0, Verdict.second_order_stationary, "both"),
+    "one negative": (LEAST, 0, Verdict.saddle, "integral"),
+    "one negative, local": (1, LEAST, Verdict.saddle, "full"),
+    "above delta": (LEAST / 6, LEAST / 6, Verdict.second_order_stationary, "both"),
+    "clustered": (np.concatenate([[-0.3], 1 + 1e-6 * np.arange(D - 1)]), 0, Verdict.saddle, "integral"),
+}
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_the_verdict_on_a_quadratic_is_that_of_its_spectrum(name, dtype):
+    mean, local, verdict, decided_by = DECISIONS[name]
+    F, mu = quadratic(mean, local, dtype), at_zero(dtype)
+    found = certify(F, mu, eps=1e-6, delta=0.11, key=KEY)
+    assert (found.verdict, found.decided_by, found.gradient_norm) == (verdict, decided_by, 0)
+    assert not found.rounding_decides
+    assert (found.direction is None) == (verdict != Verdict.saddle)
+    assert_bounds_hold(found, F, mu)
+
+
+def test_no_start_gives_another_verdict():
+    for name in ("low rank", "above delta", "local maximum"):
+        mean, local, verdict, _ = DECISIONS[name]
+        F = quadratic(mean, local, jnp.float64)
+        for seed in range(10):
+            assert certify(F, at_zero(jnp.float64), 1e-6, 0.11, jax.random.key(seed)).verdict == verdict
+
+
+def test_where_only_the_integral_part_is_negative_the_certificate_shows_both():
+    """−0.15|m|² + ½∫|x|² dμ has its global minimum at δ₀, a saddle to the papers' criterion for densities."""
+    found = certify(quadratic(-0.3, 1, jnp.float64), at_zero(jnp.float64), eps=1e-6, delta=0.11, key=KEY)
+    assert found.integral.eigenvalue == pytest.approx(-0.3)
+    assert found.full.lower == pytest.approx(0.7, abs=1e-6)
+    assert found.decided_by == "integral"
+
+
+# --- known stationary points -------------------------------------------------------------------------------------------
+
+
+def quartic(kind, dtype):
+    points = rng(3).normal(size=(6, 2))
+    points -= points.mean(axis=0)
+    return mean_quartic, points + (0 if kind == "saddle" else np.array([0.6, 0.8]))
+
+
+def factorization(kind, dtype):
+    draw = rng(4)
+    inputs, a, w = draw.normal(size=(7, 2)), draw.normal(size=(2, 2)), draw.normal(size=(2, 2))
+    teacher = np.concatenate([a, w], axis=1)
+    targets = np.tanh(inputs @ w.T) @ a / 2
+    points = antithetic(a, w) if kind == "saddle" else np.concatenate([teacher, teacher])
+    return functionals.matrix_factorization(jnp.asarray(inputs, dtype), jnp.asarray(targets, dtype)), points
+
+
+def features(kind, dtype):
+    """The teacher looks at one block of coordinates; the student, at a saddle, at the other."""
+    draw = rng(5)
+    inputs = sign_pairs(draw.normal(size=(3, 1)), draw.normal(size=(3, 1)))
+    targets = np.stack([np.tanh(inputs[:, 0]), np.tanh(2 * inputs[:, 0])], axis=1)
+    a = np.repeat(np.eye(2), 2, axis=0)
+    if kind == "saddle":
+        w = np.stack([np.zeros(4), [1.0, 1.0, 2.5, 2.5]], axis=1)
+    else:  # features that span the targets: the loss is zero
+        w = np.stack([[1.0, 1.0, 2.0, 2.0], np.zeros(4)], axis=1)
+    return functionals.icfl(jnp.asarray(inputs, dtype), jnp.asarray(targets, dtype)), np.concatenate([a, w], axis=1)
+
+
+@pytest.mark.parametrize("kind", ["saddle", "minimum"])
+@pytest.mark.parametrize("problem", [quartic, factorization, features])
+def test_known_saddles_and_minima_are_told_apart(problem, kind, dtype):
+    F, points = problem(kind, dtype)
+    mu = Particles.uniform(jnp.asarray(points, dtype))
+    found = certify(F, mu, eps=1e-2, delta=0.02, key=KEY)
+    assert found.gradient_norm < (1e-5 if dtype == jnp.float32 else 1e-13) * 50
+    assert found.verdict == (Verdict.saddle if kind == "saddle" else Verdict.second_order_stationary), found.summary()
+    if dtype == jnp.float64:
+        assert_bounds_hold(found, F, mu)
+    if problem is quartic:
+        np.testing.assert_allclose(found.integral.eigenvalue, -1 if kind == "saddle" else 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
+def test_the_degenerate_trap_is_no_saddle_and_its_sigmoid_neighbour_is_one(activation):
+    F = functionals.matrix_factorization(jnp.ones((5, 2)), jnp.ones((5, 2)), activation=activation)
+    point = np.array([0.0] * 4 if activation == "tanh" else [0, 0, 0.5, -1.0])
+    found = certify(F, Particles.uniform(jnp.asarray(np.tile(point, (4, 1)))), eps=1e-9, delta=1e-3, key=KEY)
+    if activation == "tanh":
+        assert found.verdict == Verdict.second_order_stationary
+        assert (found.integral.eigenvalue, found.full.eigenvalue, found.full.lower) == (0, 0, 0)
+    else:  # −2c E[σ² h°h°ᵀ] on the outgoing weights, h° = (1, 1)
+        assert (found.verdict, found.decided_by) == (Verdict.saddle, "integral")
+        sigma = 1 / (1 + np.exp(0.5))
+        np.testing.assert_allclose(found.integral.eigenvalue, -4 * sigma**2, rtol=1e-9)
+
+
+def test_a_slope_is_not_stationary_but_its_curvatures_are_looked_at():
+    F = quadratic(LEAST, 0, jnp.float64, slope=1.0)
+    found = certify(F, at_zero(jnp.float64), eps=0.5, delta=0.11, key=KEY)
+    assert (found.verdict, found.decided_by, found.direction) == (Verdict.not_stationary, "gradient", None)
+    assert found.gradient_norm == pytest.approx(np.sqrt(D))
+    assert max(found.integral.products, found.full.products) <= 16
+    assert certify(F, at_zero(jnp.float64), eps=3.0, delta=0.11, key=KEY).verdict == Verdict.saddle
+
+
+def test_what_is_not_a_number_is_undecided():
+    found = certify(quadratic(1, 1, jnp.float64, slope=np.nan), at_zero(jnp.float64), eps=1.0, delta=0.11, key=KEY)
+    assert (found.verdict, found.decided_by) == (Verdict.undecided, "gradient")
+    assert not found.rounding_decides
+
+
+# --- precision ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("least", "verdict"), [(-1.0001, Verdict.saddle), (-0.9999, Verdict.second_order_stationary)])
+def test_where_rounding_decides_it_says_so(least, verdict):
+    local = np.concatenate([[least], np.linspace(500, 1000, D - 1)])
+    for dtype, expected in ((jnp.float32, Verdict.undecided), (jnp.float64, verdict)):
+        found = certify(quadratic(0, local, dtype), at_zero(dtype), eps=1e-3, delta=1.0, key=KEY)
+        assert found.verdict == expected
+        assert found.rounding_decides == (dtype == jnp.float32)
+        assert ("rounding decides" in found.summary()) == found.rounding_decides
+    assert certify(quadratic(0, local, jnp.float32), at_zero(jnp.float32), 1e-3, 1.1, KEY).verdict == (
+        Verdict.second_order_stationary
+    )
+    assert certify(quadratic(0, local, jnp.float32), at_zero(jnp.float32), 1e-3, 0.9, KEY).verdict == Verdict.saddle
+
+
+# --- measures ----------------------------------------------------------------------------------------------------------
+
+
+def double_well(mu):
+    return mu.weights @ jnp.sum((mu.points**2 - 1) ** 2, axis=1) / 4
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-6, 0.5])
+def test_particles_count_if_and_only_if_they_have_mass(weight, dtype):
+    """Curvature is 2 at ±1 and −1 at 0, in units of L²(μ): however little mass sits there."""
+    points = jnp.asarray([[1.0, 1.0], [-1.0, 1.0], [0.0, 0.0]], dtype)
+    mu = Particles(points, jnp.asarray([0.7 * (1 - weight), 0.3 * (1 - weight), weight], dtype))
+    found = certify(double_well, mu, eps=1e-3, delta=0.5, key=KEY)
+    if weight == 0:
+        assert found.verdict == Verdict.second_order_stationary
+        np.testing.assert_allclose(found.full.eigenvalue, 2, rtol=1e-5)
+    else:
+        assert (found.verdict, found.decided_by) == (Verdict.saddle, "full")
+        np.testing.assert_allclose(found.full.eigenvalue, -1, rtol=1e-5)
+        np.testing.assert_allclose(found.direction[:2], 0, atol=1e-3)
+    np.testing.assert_array_equal(found.full.direction[2] == 0, weight == 0)
+
+
+def test_pytree_particles_are_their_rows():
+    F, points = factorization("saddle", jnp.float64)
+    rows = Particles.uniform(jnp.asarray(points))
+    parts = Particles({"a": rows.points[:, :2], "w": rows.points[:, 2:]}, rows.weights)
+    found, expected = (certify(F, mu, 1e-2, 0.02, KEY, max_products=17) for mu in (parts, rows))
+    assert found.verdict == expected.verdict == Verdict.saddle
+    assert jax.tree.map(jnp.shape, found.direction) == {"a": (4, 2), "w": (4, 2)}
+    np.testing.assert_allclose(found.full.eigenvalue, expected.full.eigenvalue, atol=1e-6)
+    assert_bounds_hold(expected, F, rows)
+
+
+# --- escape ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_escape_direction_descends_with_the_curvature_stated():
+    F, points = factorization("saddle", jnp.float64)
+    # slightly off the saddle, where the sign of the direction matters
+    mu = Particles.uniform(jnp.asarray(points + 1e-4 * rng(7).normal(size=points.shape)))
+    found = certify(F, mu, eps=1e-2, delta=0.02, key=KEY)
+    assert found.verdict == Verdict.saddle
+    curvature = getattr(found, found.decided_by).eigenvalue
+
+    @jax.jit
+    def value(h):
+        return F(mu.push_forward(h * found.direction))
+
+    h = 1e-3  # H' is small there: H decides
+    second = (value(h) - 2 * value(0.0) + value(-h)) / h**2
+    np.testing.assert_allclose(second, curvature, rtol=1e-2)
+    for h in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1):
+        assert value(h) < value(0.0)
+    assert value(1e-5) <= value(-1e-5)
+
+
+# --- budgets -----------------------------------------------------------------------------------------------------------
+
+WIDE = 40
+HARD = np.concatenate([[-0.05], np.linspace(0.0, 1.0, WIDE - 1)])
+
+
+@pytest.mark.parametrize("max_products", [2, 17, 20, 41])
+def test_no_more_products_are_spent_than_allowed(max_products):
+    F, mu = quadratic(0, HARD, jnp.float64, size=WIDE), Particles.uniform(jnp.zeros((1, WIDE)))
+    found = certify(F, mu, eps=1e-3, delta=0.0499, key=KEY, max_products=max_products)
+    assert 2 <= found.full.products <= max_products
+    assert found.verdict in (Verdict.undecided, Verdict.saddle)
+    assert found.verdict == Verdict.saddle or max_products < 41
+    assert_bounds_hold(found, F, mu, max_products)
+
+
+def test_the_basis_never_outgrows_its_memory_and_restarts_find_what_one_basis_does_not(monkeypatch):
+    F, mu = quadratic(0, HARD, jnp.float64, size=WIDE), Particles.uniform(jnp.zeros((1, WIDE)))
+    module = __import__("sys").modules[certify_function.__module__]
+    deepen, depths = module._deepen, []
+
+    def watched(F, mu, part, recurrence, *rest):
+        depths.append(recurrence.basis.shape[0])
+        return deepen(F, mu, part, recurrence, *rest)
+
+    monkeypatch.setattr(module, "_deepen", watched)
+    once = certify(F, mu, eps=1e-3, delta=0.045, key=KEY, max_products=8, max_depth=6)
+    assert once.verdict == Verdict.undecided
+    found = certify(F, mu, eps=1e-3, delta=0.045, key=KEY, max_products=400, max_depth=6)
+    assert found.verdict == Verdict.saddle
+    assert 8 < found.full.products <= 400
+    assert max(depths) == 6
+    assert_bounds_hold(found, F, mu)
+    # and a restart proves nothing: its start is not random
+    spent = certify(F, mu, eps=1e-3, delta=0.06, key=KEY, max_products=100, max_depth=6)
+    assert spent.verdict == Verdict.undecided
+    assert 90 < spent.full.products <= 100
+    assert not spent.rounding_decides
+    assert_bounds_hold(spent, F, mu, 100)
+
+
+# --- probability -------------------------------------------------------------------------------------------------------
+
+FAILURES = (0.1, 0.5)
+STARTS = {
+    "even": np.linspace(-1, 1, WIDE),
+    "chebyshev": np.cos(np.pi * np.arange(WIDE) / (WIDE - 1)),
+    "one apart": np.concatenate([[-1], np.linspace(-0.9, 1, WIDE - 1)]),
+    "edge": np.concatenate([[-1], np.cos(np.pi * (np.arange(WIDE - 1) + 0.5) / (WIDE - 1)) * 0.97 + 0.03]),
+}
+DEPTH = 7
+
+
+@jax.jit
+def _sightings(F, keys):
+    mu = Particles.uniform(jnp.zeros((1, WIDE)))
+    return jax.vmap(lambda key: [sight(F, mu, "full", key, DEPTH, failure) for failure in FAILURES])(keys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STARTS)
+def test_bounds_fail_no_more_often_than_they_say(name):
+    """Over random starts, with all true eigenvalues known."""
+    eigenvalues = np.sort(STARTS[name])
+    count = 2000
+    seen = _sightings(quadratic(0, eigenvalues, jnp.float64, size=WIDE), jax.random.split(jax.random.key(3), count))
+    width = eigenvalues[-1] - eigenvalues[0]
+    for failure, sightings in zip(FAILURES, seen, strict=True):
+        allowed = failure + 4 * np.sqrt(failure / count)
+        assert np.mean(np.asarray(sightings.lower) > eigenvalues[0]) <= allowed
+        gaps = (np.asarray(sightings.eigenvalue) - eigenvalues[0]) / width
+        assert np.all(gaps > -1e-12)
+        assert np.mean(gaps > random_start_gap(WIDE, DEPTH, failure)) <= allowed
+        # nothing is excluded that the theorem does not: the bound is that of the formula, for both ends
+        gap = random_start_gap(WIDE, DEPTH, failure / 2)
+        assert np.all(np.isfinite(sightings.lower)) == (gap < 0.5)
+        if gap < 0.5:
+            assert np.all(np.asarray(sightings.lower) < np.asarray(sightings.eigenvalue) - gap * width / 2)
+
+
+def test_the_gap_is_the_formula_and_shrinks_with_every_step():
+    assert random_start_gap(400, 20, 0.01) == pytest.approx((np.log(1.648 * 20 / 0.01) / 39) ** 2)
+    gaps = [random_start_gap(400, m, 0.01) for m in range(1, 100)]
+    assert np.all(np.diff(gaps) < 0)
+    assert random_start_gap(400, 20, 1e-6) > random_start_gap(400, 20, 1e-3)
+    assert random_start_gap(10**6, 20, 1e-3) > random_start_gap(400, 20, 1e-3)
+
+
+def test_a_sighting_can_be_taken_inside_jit_and_over_a_batch():
+    mu, keys = at_zero(jnp.float64), jax.random.split(KEY, 3)
+    F = quadratic(LEAST, 0, jnp.float64)
+    found = jax.jit(jax.vmap(lambda key: sight(F, mu, "integral", key, depth=50)))(keys)  # capped by the size
+    np.testing.assert_allclose(found.eigenvalue, -0.3, rtol=1e-9)
+    np.testing.assert_allclose(found.lower, -0.3, rtol=1e-9)
+    assert found.direction.shape == (3, N, D)
+
+
+# --- refusals, and words -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eps": 0.0}, "eps=0.0; give a positive number"),
+        ({"eps": np.nan}, "eps=nan"),
+        ({"delta": 0.0}, "delta=0.0; give a positive number"),
+        ({"delta": -1.0}, "delta=-1.0"),
+        ({"delta": np.inf}, "delta=inf"),
+        ({"max_products": 1}, "max_products=1, max_depth=128; need max_products >= 2"),
+        ({"max_depth": 0}, "max_depth=0"),
+        ({"failure": 0.0}, "failure=0.0; give a probability"),
+        ({"failure": 1.0}, "failure=1.0"),
+    ],
+)
+def test_impossible_numbers_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        certify(mean_quartic, at_zero(jnp.float64), **{"eps": 0.1, "delta": 0.1, "key": KEY} | options)
+
+
+def test_old_keys_are_refused():
+    with pytest.raises(TypeError, match="certify: key is a uint32 array"):
+        certify(mean_quartic, at_zero(jnp.float64), 0.1, 0.1, jax.random.PRNGKey(0))
+
+
+def test_the_summary_says_what_was_found():
+    found = certify(quadratic(0, -1, jnp.float64), at_zero(jnp.float64), eps=1e-6, delta=0.11, key=KEY)
+    for words in (Verdict.saddle.sentence, "decided by       full", "lambda -1.000e+00", "delta            0.11"):
+        assert words in found.summary()
+    assert len({verdict.sentence for verdict in Verdict}) == len(Verdict)
