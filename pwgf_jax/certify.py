@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from pwgf_jax import krylov
-from pwgf_jax.calculus import Functional, Part, value_and_wasserstein_gradient, wasserstein_hessian
+from pwgf_jax.calculus import Functional, HessianOperator, Part, value_and_wasserstein_gradient, wasserstein_hessian
 from pwgf_jax.krylov import check_key
 from pwgf_jax.measures import Field, Particles, inner, norm, traceable
 
@@ -236,9 +236,14 @@ def _gradient(F: Functional, mu: Particles) -> tuple[Field, Float[Array, ""]]:
     return gradient, norm(mu, gradient)
 
 
-@partial(jax.jit, static_argnums=(2, 4))
-def _begin(F: Functional, mu: Particles, part: Part, key: Array, depth: int) -> Any:
-    return krylov.begin(_random_start(_flat(F, mu, part), key), depth)
+def _geometry(mu: Particles) -> krylov.FlatOperator:
+    """Fields as flat vectors; no functional is needed for that, nor compiled."""
+    return krylov.flatten(HessianOperator(lambda v: v, mu), mu.points)
+
+
+@partial(jax.jit, static_argnums=2)
+def _begin(mu: Particles, key: Array, depth: int) -> Any:
+    return krylov.begin(_random_start(_geometry(mu), key), depth)
 
 
 @partial(jax.jit, static_argnums=(2, 6))
@@ -252,10 +257,9 @@ def _deepen(
         return recurrence, _sighting(flat, recurrence, failure)
 
 
-@partial(jax.jit, static_argnums=(2, 4))
-def _restart(F: Functional, mu: Particles, part: Part, direction: Field, depth: int) -> Any:
-    flat = _flat(F, mu, part)
-    return krylov.begin(flat.to_flat(direction), depth)
+@partial(jax.jit, static_argnums=2)
+def _restart(mu: Particles, direction: Field, depth: int) -> Any:
+    return krylov.begin(_geometry(mu).to_flat(direction), depth)
 
 
 def _grown(recurrence: krylov.Recurrence, depth: int) -> Any:
@@ -283,7 +287,7 @@ def _search(
     size = sum(leaf.size for leaf in jax.tree.leaves(mu.points))
     cap = min(max_depth, max_products - 1, size)  # every look costs one product more than its steps
     depth, done, products, lower = min(16, cap), 0, 0, -math.inf
-    recurrence = _begin(F, mu, part, key, depth)
+    recurrence = _begin(mu, key, depth)
     restarted = False
     while True:
         recurrence, seen = _deepen(F, mu, part, recurrence, jnp.int32(done), jnp.int32(depth), failure)
@@ -306,7 +310,7 @@ def _search(
         else:
             # No room for a longer basis: go on from the best vector. It can only still find a saddle.
             restarted, done, depth = True, 0, min(cap, affordable)
-            recurrence = _restart(F, mu, part, seen.direction, depth)
+            recurrence = _restart(mu, seen.direction, depth)
 
 
 def certify(
@@ -364,7 +368,9 @@ def certify(
         if not 0 < number < math.inf:
             raise ValueError(f"certify: {name}={number}; give a positive number.")
     if max_products < 2 or max_depth < 1:
-        raise ValueError(f"certify: max_products={max_products}, max_depth={max_depth}; need max_products >= 2, max_depth >= 1.")
+        raise ValueError(
+            f"certify: max_products={max_products}, max_depth={max_depth}; need max_products >= 2, max_depth >= 1."
+        )
     if not 0 < failure < 1:
         raise ValueError(f"certify: failure={failure}; give a probability between 0 and 1.")
     functional = traceable(F)

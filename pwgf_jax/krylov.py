@@ -197,7 +197,8 @@ def ritz(decomposition: Decomposition) -> tuple[Array, Array, Array]:
     """
     depth = decomposition.tridiagonal.shape[0]
     genuine = jnp.arange(depth, dtype=jnp.int32) < decomposition.steps_taken
-    bound = 1 + 2 * jnp.max(jnp.sum(jnp.abs(decomposition.tridiagonal), axis=1))
+    largest = jnp.max(jnp.sum(jnp.abs(decomposition.tridiagonal), axis=1))
+    bound = jnp.where(largest > 0, 2 * largest, 1)
     values, vectors = jnp.linalg.eigh(decomposition.tridiagonal + jnp.diag(jnp.where(genuine, 0, bound)))
     return values, vectors, genuine
 

@@ -67,7 +67,7 @@ def hessian_guided(
     * ``"direct"``: :math:`\xi = H_\mu W` with W the white noise of L²(μ) (√N·H z for uniform weights): one
       Hessian product, exact in law.
     * ``"lanczos"``: :math:`\xi=(H_\mu^2)^{1/2}W` by Lanczos on H², two products a step: the same law up to the Krylov
-      error, exact once ``depth`` exceeds the rank of H.
+      error, exact once ``depth`` exceeds the rank of H, to half of the digits (a square root of a singular operator).
 
     Args:
         key: typed random key; the same key gives the same W to both methods and to

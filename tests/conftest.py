@@ -22,6 +22,8 @@ if not os.environ.get("JAX_PLATFORMS"):
     os.environ["JAX_PLATFORMS"] = "cpu"  # for the processes that tests start
     jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_enable_x64", X64)
+# Compilation dominates the suite; what XLA's expensive passes would change is speed. CI's second leg keeps them.
+jax.config.update("jax_disable_most_optimizations", os.environ.get("PWGF_TEST_OPTIMIZED", "0") == "0")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -36,6 +38,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         callspec = getattr(item, "callspec", None)
         if callspec is not None and callspec.params.get("dtype") is jnp.float32:
             item.add_marker("float32")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_compilations(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The workers of one session share what they compile: most of the suite's time is compilation."""
+    folder = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        folder = folder.parent
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture

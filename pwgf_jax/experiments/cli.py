@@ -1,8 +1,9 @@
-"""The ``pwgf`` command: run, resume, plot, compare and list experiments."""
+"""The ``pwgf`` command: run, resume, plot, certify, survey, compare and list experiments."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import signal
 import sys
@@ -11,10 +12,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 from pwgf_jax import __version__
-from pwgf_jax.experiments import plots, runner, summary
-from pwgf_jax.experiments.config import load
+from pwgf_jax.experiments import certification, landscape, plots, runner, summary, survey
+from pwgf_jax.experiments.config import Config, load
 from pwgf_jax.experiments.folder import Arm, RunFolder, open_run, refuse_taken
 from pwgf_jax.experiments.reading import ConfigError
 from pwgf_jax.experiments.registry import FLOWS, FUNCTIONALS, OWN_DATA, SOURCES, STARTS, Entry
@@ -96,6 +98,36 @@ def _parser() -> argparse.ArgumentParser:
 
     plot = command("plot", _plot, "draw the figure and write the summary of a run again")
     plot.add_argument("folder", type=Path, help="the run folder")
+    plot.add_argument(
+        "--x", choices=get_args(plots.Axis), help="draw the curves against this, into figure-X; steps into figure else"
+    )
+
+    certify = command("certify", _certify, "certify what the seeds of a run ended in: second-order point or saddle")
+    certify.add_argument("folder", type=Path, help="the run folder")
+    certify.add_argument("--arm", help="only this arm; all if not given")
+    certify.add_argument("--seeds", type=int, help="only the first so many seeds")
+    _tolerances(certify)
+
+    land = command(
+        "landscape", _landscape, "find critical points from many starts, and say whether they are strict saddles"
+    )
+    land.add_argument("config", help="the TOML file; all starts have the data of its first seed")
+    land.add_argument("--out", type=Path, dest="folder", help="the folder to make; runs/NAME-TIME if not given")
+    land.add_argument(
+        "--arm",
+        action="append",
+        default=[],
+        dest="arms",
+        help="what goes to critical points, once or more; else the first",
+    )
+    land.add_argument("--starts", type=int, help="how many; as many as the config has seeds if not given")
+    land.add_argument("--steps", type=int, help="of every start; as many as the config says if not given")
+    land.add_argument("--tolerance", type=float, default=0.01, help="relative distance of points that count as one")
+    land.add_argument(
+        "--set", action="append", default=[], metavar="A.B=VALUE", dest="settings", help="change a key of the config"
+    )
+    land.add_argument("--quiet", action="store_true", help="show no progress bar")
+    _tolerances(land)
 
     compare = command("compare", _compare, "put the arms of several runs into one figure and one table")
     compare.add_argument("runs", type=Path, nargs="+", help="run folders")
@@ -106,11 +138,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _tolerances(parser: argparse.ArgumentParser) -> None:
+    own = "the arm's own, if its gradient norm ever exceeded it, else 1 %% of the largest on record, at least 1e-3"
+    parser.add_argument("--eps", type=float, help=f"gradient norm that counts as stationary; {own}")
+    scale = "1 %% of the largest absolute Ritz value of the full Hessian at the first seed's start"
+    parser.add_argument("--delta", type=float, help=f"curvature that counts as negative; {scale}")
+
+
 def _run(options: argparse.Namespace, command: str) -> None:
     config = load(options.config, options.settings)
-    if options.folder is None:
-        options.folder = Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    options.folder = options.folder or _new_folder(config)
     _report(runner.run(config, options.folder, command=command, quiet=options.quiet))
+
+
+def _new_folder(config: Config) -> Path:
+    return Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _resume(options: argparse.Namespace, command: str) -> None:
@@ -124,7 +166,43 @@ def _plot(options: argparse.Namespace, command: str) -> None:
     if not folder.arms():
         raise ConfigError(f"{folder.path}: no arm is finished yet; go on with `pwgf resume {folder.path}`.")
     _write_summary(folder)
-    _say_written(plots.draw(folder.arms(), folder.path / "figure"))
+    _say_written(_draw(folder, options.x))
+
+
+def _draw(folder: RunFolder, x: plots.Axis | None = None) -> list[Path]:
+    """The figure of a run: its curves, or what a varied key does if there is one and no axis is asked for."""
+    arms = folder.arms()
+    if x is not None:
+        return plots.draw(arms, folder.path / f"figure-{x}", x)
+    return (plots.draw_varied if summary.varied(arms) else plots.draw)(arms, folder.path / "figure")
+
+
+def _certify(options: argparse.Namespace, command: str) -> None:
+    folder = open_run(options.folder)
+    certified = certification.certify_run(
+        folder, arm=options.arm, eps=options.eps, delta=options.delta, seeds=options.seeds
+    )
+    text = certification.report(certified)
+    folder.write_text("certificates.md", f"# Certificates of {folder.info['name']}\n\n{text}\n\nMade by `{command}`.\n")
+    folder.write_text("certificates.json", json.dumps([each.plain() for each in certified], indent=2) + "\n")
+    print(text)
+    _say_written([folder.path / "certificates.md", folder.path / "certificates.json"])
+
+
+def _landscape(options: argparse.Namespace, command: str) -> None:
+    config = survey.prepare(load(options.config, options.settings), options.arms, options.starts, options.steps)
+    options.folder = options.folder or _new_folder(config)
+    found = survey.explore(
+        config,
+        options.folder,
+        eps=options.eps,
+        delta=options.delta,
+        tolerance=options.tolerance,
+        command=command,
+        quiet=options.quiet,
+    )
+    print(landscape.report(found))
+    _say_written(landscape.write(found, options.folder, command))
 
 
 def _report(folder: RunFolder) -> None:
@@ -132,10 +210,12 @@ def _report(folder: RunFolder) -> None:
     arms = folder.arms()
     _write_summary(folder)
     print(summary.table(_transposed(summary.overview(arms))))
+    for rows in summary.extras(folder):
+        print(summary.table(_transposed(rows)))
     for note in summary.notes(arms):
         print(note)
     try:
-        plots.draw(arms, folder.path / "figure")
+        _draw(folder)
     except ConfigError as error:  # the run is worth more than its figure
         print(f"pwgf: {error}", file=sys.stderr)
     print(f"Everything is in {folder.path}")

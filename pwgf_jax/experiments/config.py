@@ -1,131 +1,21 @@
-"""Configurations: a TOML file read strictly into frozen dataclasses, and written back."""
+"""Configurations: a TOML file read strictly into the dataclasses of :mod:`.schema`, and written back."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 from pwgf_jax.experiments import toml
 from pwgf_jax.experiments.reading import ConfigError, Parameter, Place, parameters, read, show, suggestion
-from pwgf_jax.experiments.registry import FLOWS, FUNCTIONALS, OWN_DATA, SOURCES, STARTS, Entry, own_data
+from pwgf_jax.experiments.registry import FLOWS, FUNCTIONALS, JUMPS, OWN_DATA, SOURCES, STARTS, Entry, own_data
+from pwgf_jax.experiments.schema import Call, Config, Method, Problem, Vary
 
-__all__ = ["Call", "Config", "Problem", "dump", "load", "parse"]
-
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
-
-
-@dataclass(frozen=True)
-class Call:
-    """Something of the registry, and the arguments to call it with.
-
-    Args:
-        name: its name, or a path for data of one's own.
-        arguments: plain TOML data by name.
-
-    Example:
-        >>> Call("wgf", {"step_size": 0.1}).name
-        'wgf'
-    """
-
-    name: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is minimised, and from where.
-
-    Args:
-        functional: a functional of the registry or ``path/to/file.py:name``, with its options.
-        particles: how many.
-        start: the law of the start.
-        data: where inputs and targets come from; None for a functional that needs none.
-
-    Raises:
-        ValueError: if there is no particle.
-
-    Example:
-        >>> Problem(Call("energy.py:F"), 100, Call("gaussian", {"dimension": 2})).data is None
-        True
-    """
-
-    functional: Call
-    particles: int
-    start: Call
-    data: Call | None = None
-
-    def __post_init__(self) -> None:
-        if self.particles < 1:
-            raise ValueError(f"particles = {self.particles}; give at least 1.")
-
-    @property
-    def is_own(self) -> bool:
-        """Whether the functional is in a Python file of the user's."""
-        return ".py:" in self.functional.name
-
-
-@dataclass(frozen=True)
-class Config:
-    """An experiment: one problem, one arm per method, several seeds.
-
-    Args:
-        name: of the experiment; letters, digits, - and _.
-        steps: how many every arm takes.
-        problem: what is minimised.
-        arms: the methods by name.
-        seed: the base seed, from which every seed's key is split.
-        seeds: how many runs every arm makes; run i has the same data, start and key in all arms.
-        record_every: steps between two records.
-        dtype: of data and particles.
-        file: where it was read from.
-
-    Raises:
-        ValueError: if a number is out of range, or a name cannot name a file.
-
-    Example:
-        >>> problem = Problem(Call("energy.py:F"), 100, Call("gaussian", {"dimension": 2}))
-        >>> Config("mine", 0, problem, {"static": Call("wgf", {"step_size": 0.1})})
-        Traceback (most recent call last):
-        ...
-        ValueError: steps = 0; give at least 1.
-    """
-
-    name: str
-    steps: int
-    problem: Problem
-    arms: dict[str, Call]
-    seed: int = 0
-    seeds: int = 1
-    record_every: int = 1
-    dtype: Literal["float32", "float64"] = "float32"
-    file: str = field(default="config", compare=False)
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "seeds", "record_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}; give at least 1.")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed = {self.seed}; give a whole number from 0 to 2147483647.")
-        if not self.arms:
-            raise ValueError("arms is empty; give one table [arms.NAME] per method.")
-        for key, name in [("name", self.name), *(("arms", arm) for arm in self.arms)]:
-            if not _NAME.fullmatch(name):
-                raise ValueError(f'{key}: given "{name}"; use letters, digits, - and _, for files are named after it.')
-
-    def fingerprint(self) -> str:
-        """A hash of everything that decides the results: this config, and the user's own files that it names."""
-        digest = hashlib.sha256(dump(self).encode())
-        own = [self.problem.functional.name.rpartition(":")[0]] if self.problem.is_own else []
-        if self.problem.data is not None and own_data(self.problem.data.name):
-            own.append(self.problem.data.name)
-        for path in own:
-            digest.update(Path(path).read_bytes() if Path(path).is_file() else b"missing")
-        return digest.hexdigest()[:16]
+__all__ = ["Call", "Config", "Method", "Part", "Problem", "Vary", "dump", "fingerprint", "load", "parse", "unfold"]
 
 
 def load(file: str | Path, settings: Iterable[str] = ()) -> Config:
@@ -177,17 +67,85 @@ def parse(document: Mapping[str, Any], file: str = "config") -> Config:
         Traceback (most recent call last):
         ...
         pwgf_jax.experiments.reading.ConfigError: config: unknown key stepps; allowed: name, steps, seed, seeds, \
-record_every, dtype, problem, arms; did you mean steps?
+record_every, dtype, targets, problem, arms, vary; did you mean steps?
     """
     place = Place(file)
-    tables = {"problem": Parameter(dict), "arms": Parameter(dict)}
+    tables = {"problem": Parameter(dict), "arms": Parameter(dict), "vary": Parameter(dict, None)}
     values = read(document, parameters(Config, without=("file",)) | tables, place)
     values["problem"] = _problem(values["problem"], place / "problem")
     values["arms"] = {
-        name: _call(_table(arm, place / "arms" / name), "flow", FLOWS, place / "arms" / name)
-        for name, arm in values["arms"].items()
+        name: _method(_table(arm, place / "arms" / name), place / "arms" / name) for name, arm in values["arms"].items()
     }
-    return _make(Config, place, **values, file=file)
+    if "vary" in values:
+        table = read(values["vary"], {"key": Parameter(str), "values": Parameter(list[Any])}, place / "vary")
+        values["vary"] = _make(Vary, place / "vary", **table)
+    config = _make(Config, place, **values, file=file)
+    unfold(config)
+    return config
+
+
+class Part(NamedTuple):
+    """An experiment that a config consists of.
+
+    Args:
+        config: without a varied key; its arms have the names that files and tables give them.
+        value: of the varied key; None where there is none.
+        origin: which arm of the config each of its arms is.
+    """
+
+    config: Config
+    value: Any
+    origin: dict[str, str]
+
+
+def unfold(config: Config) -> list[Part]:
+    """The experiments that a config with a varied key consists of: one for each value, or the config itself.
+
+    An arm that the key concerns is in all of them, under a name of its own in each; another one in the first only.
+
+    Args:
+        config: any config.
+
+    Returns:
+        The parts.
+
+    Raises:
+        ConfigError: if a value is not possible.
+
+    Example:
+        >>> start = {"kind": "gaussian", "dimension": 2}
+        >>> table = {"functional": "energy.py:F", "particles": 4, "start": start}
+        >>> vary = {"key": "problem.particles", "values": [5, 6]}
+        >>> arms = {"a": {"flow": "wgf", "step_size": 1}}
+        >>> config = parse({"name": "a", "steps": 1, "problem": table, "arms": arms, "vary": vary})
+        >>> [(part.config.problem.particles, list(part.config.arms)) for part in unfold(config)]
+        [(5, ['a-5']), (6, ['a-6'])]
+    """
+    vary = config.vary
+    if vary is None:
+        return [Part(config, None, {arm: arm for arm in config.arms})]
+    parts: list[Part] = []
+    plain = _document(replace(config, vary=None))
+    for value in vary.values:
+        document = copy.deepcopy(plain)
+        _apply(document, f"{vary.key}={toml.literal(value)}")
+        part = parse(document, config.file)
+        origin = {vary.label(arm, value): arm for arm in part.arms if vary.concerns(arm)}
+        if not parts:
+            origin |= {arm: arm for arm in part.arms if not vary.concerns(arm)}
+        parts.append(Part(replace(part, arms={label: part.arms[arm] for label, arm in origin.items()}), value, origin))
+    return parts
+
+
+def fingerprint(config: Config) -> str:
+    """A hash of everything that decides the results: the config, and the user's own files that it names."""
+    digest = hashlib.sha256(dump(config).encode())
+    own = [config.problem.functional.name.rpartition(":")[0]] if config.problem.is_own else []
+    if config.problem.data is not None and own_data(config.problem.data.name):
+        own.append(config.problem.data.name)
+    for path in own:
+        digest.update(Path(path).read_bytes() if Path(path).is_file() else b"missing")
+    return digest.hexdigest()[:16]
 
 
 def _make(kind: type, place: Place, **values: Any) -> Any:
@@ -199,7 +157,11 @@ def _make(kind: type, place: Place, **values: Any) -> Any:
 
 def _problem(table: dict[str, Any], place: Place) -> Problem:
     keys = {"functional": str, "particles": int, "options": dict, "data": dict, "start": dict}
-    optional = {"options": Parameter(dict, None), "data": Parameter(dict, None)}
+    optional = {
+        "options": Parameter(dict, None),
+        "data": Parameter(dict, None),
+        "same_data": Parameter(bool, False),
+    }
     values = read(table, {name: Parameter(hint) for name, hint in keys.items()} | optional, place)
     name, options = values["functional"], values.get("options", {})
     file, _, symbol = name.rpartition(":")
@@ -224,7 +186,17 @@ def _problem(table: dict[str, Any], place: Place) -> Problem:
         particles=values["particles"],
         start=start,
         data=None if data is None else _call(data, "source", SOURCES, place / "data"),
+        same_data=values["same_data"],
     )
+
+
+def _method(table: dict[str, Any], place: Place) -> Method:
+    """A flow and its arguments; ``steps``, and a table of jumps, are read like the rest."""
+    steps = {name: value for name, value in table.items() if name == "steps"}
+    call = _call({name: value for name, value in table.items() if name != "steps"}, "flow", FLOWS, place)
+    if isinstance(jumps := call.arguments.get("perturbation"), dict):
+        call.arguments["perturbation"] = read(jumps, JUMPS, place / "perturbation")
+    return _make(Method, place, **vars(call), **read(steps, {"steps": Parameter(int, None)}, place))
 
 
 def _call(table: dict[str, Any], key: str, registry: Mapping[str, Entry], place: Place) -> Call:
@@ -278,7 +250,7 @@ def dump(config: Config) -> str:
 
     Example:
         >>> problem = Problem(Call("/home/me/energy.py:F"), 100, Call("gaussian", {"dimension": 2}))
-        >>> print(dump(Config("mine", 10, problem, {"static": Call("wgf", {"step_size": 0.1})})))
+        >>> print(dump(Config("mine", 10, problem, {"static": Method("wgf", {"step_size": 0.1})})))
         name = "mine"
         steps = 10
         ...
@@ -286,12 +258,27 @@ def dump(config: Config) -> str:
         flow = "wgf"
         step_size = 0.1
     """
-    problem = config.problem
-    document = {each.name: getattr(config, each.name) for each in fields(config) if each.name != "file"}
+    return toml.write(_document(config))
+
+
+def _document(config: Config) -> dict[str, Any]:
+    problem, apart = config.problem, ("file", "problem", "arms", "vary", "targets")
+    document: dict[str, Any] = {
+        each.name: getattr(config, each.name) for each in fields(config) if each.name not in apart
+    }
+    if config.targets:
+        document["targets"] = config.targets
     document["problem"] = {"functional": problem.functional.name, "particles": problem.particles}
+    if problem.same_data:
+        document["problem"]["same_data"] = True
     document["problem"]["options"] = problem.functional.arguments
     if problem.data is not None:
         document["problem"]["data"] = {"source": problem.data.name, **problem.data.arguments}
     document["problem"]["start"] = {"kind": problem.start.name, **problem.start.arguments}
-    document["arms"] = {name: {"flow": arm.name, **arm.arguments} for name, arm in config.arms.items()}
-    return toml.write(document)
+    document["arms"] = {
+        name: {"flow": arm.name, **({"steps": arm.steps} if arm.steps else {}), **arm.arguments}
+        for name, arm in config.arms.items()
+    }
+    if config.vary is not None:
+        document["vary"] = vars(config.vary)
+    return document

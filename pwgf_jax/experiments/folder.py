@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pwgf_jax.experiments.config import Config, dump, load
+from pwgf_jax.experiments.config import Config, dump, fingerprint, load, unfold
 from pwgf_jax.experiments.reading import ConfigError
 from pwgf_jax.flows import Status
 from pwgf_jax.solve import Solution
@@ -48,7 +48,12 @@ class Arm:
     @property
     def finite(self) -> np.ndarray:
         """Which seeds stayed finite; the others are left out of statistics."""
-        return (self.status != Status.not_finite) & np.all(np.isfinite(self.records["value"]), axis=1)
+        return (self.status != Status.not_finite) & np.all(np.isfinite(self.records[self.objective]), axis=1)
+
+    @property
+    def objective(self) -> str:
+        """The record of the objective: that on all data where a flow evaluates batches of them."""
+        return "full_value" if "full_value" in self.records else "value"
 
     def of(self, name: str) -> np.ndarray:
         """A record of the seeds that stayed finite."""
@@ -129,7 +134,7 @@ class RunFolder:
         self.write_arrays("final.npz", self.arrays("final.npz") | _final(arm, solution))
         info = self.info
         status = [Status(int(code)) for code in np.asarray(solution.status)]
-        info["arms"][arm] = {
+        info["arms"][arm] |= {
             "finished": True,
             **timing,
             "status": [each.name for each in status],
@@ -169,9 +174,9 @@ def create(path: Path, config: Config, command: str) -> RunFolder:
 
     Example:
         >>> import tempfile
-        >>> from pwgf_jax.experiments.config import Call, Problem
+        >>> from pwgf_jax.experiments.config import Call, Method, Problem
         >>> problem = Problem(Call("energy.py:F"), 100, Call("gaussian", {"dimension": 2}))
-        >>> config = Config("mine", 10, problem, {"static": Call("wgf", {"step_size": 0.1})})
+        >>> config = Config("mine", 10, problem, {"static": Method("wgf", {"step_size": 0.1})})
         >>> with tempfile.TemporaryDirectory() as place:
         ...     create(Path(place) / "mine", config, "pwgf run mine.toml").unfinished
         ['static']
@@ -187,15 +192,27 @@ def create(path: Path, config: Config, command: str) -> RunFolder:
         {
             "name": config.name,
             "command": command,
-            "config_hash": config.fingerprint(),
+            "config_hash": fingerprint(config),
             **environment(),
             "dtype": config.dtype,
             "seeds": config.seeds,
             "steps": config.steps,
-            "arms": {arm: {"finished": False} for arm in config.arms},
+            "targets": config.targets,
+            "arms": _outset(config),
         }
     )
     return folder
+
+
+def _outset(config: Config) -> dict[str, dict[str, Any]]:
+    """The arms before they have run, and what tells apart those that one varied key makes of one arm."""
+    outset: dict[str, dict[str, Any]] = {}
+    for part in unfold(config):
+        for label, arm in part.origin.items():
+            outset[label] = {"finished": False}
+            if config.vary is not None and config.vary.concerns(arm):
+                outset[label]["varied"] = {"arm": arm, "key": config.vary.key, "value": part.value}
+    return outset
 
 
 def refuse_taken(path: Path) -> None:

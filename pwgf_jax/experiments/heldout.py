@@ -97,7 +97,7 @@ def _outputs(F: MeanFieldNetwork, mu: Particles, inputs: Array) -> Array:
 
 def _refitted(F: MeanFieldNetwork, mu: Particles, inputs: Array) -> Array:
     """The outputs through the readout that is optimal on the training data."""
-    h = F.moments(mu)
+    h = F.outputs(mu, F.inputs)
     second_moment = h.T @ h / h.shape[0] + F.loss.keywords["ridge"] * jnp.eye(h.shape[1], dtype=h.dtype)
     return F.outputs(mu, inputs) @ jnp.linalg.solve(second_moment, h.T @ F.targets / h.shape[0])
 

@@ -1,18 +1,23 @@
-"""Figures of runs: mean and standard deviation over the seeds, against steps."""
+"""Figures of runs: mean and standard deviation over the seeds, against steps or cost, and what a varied key does."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from pwgf_jax.experiments.costs import gradients, seconds
 from pwgf_jax.experiments.folder import Arm
 from pwgf_jax.experiments.reading import ConfigError
+from pwgf_jax.experiments.summary import halved, varied
 
-__all__ = ["band", "draw"]
+__all__ = ["Axis", "band", "canvas", "draw", "draw_varied", "style"]
+
+Axis: TypeAlias = Literal["steps", "gradients", "seconds"]
 
 # Okabe and Ito's colours, which all kinds of colour vision tell apart, without the yellow that white paper swallows;
 # in an order of falling contrast of lightness, and with a line style each, so that they also work in grey.
@@ -23,6 +28,11 @@ _PANELS = {
     "gradient_norm": r"gradient norm $\|\nabla_{\!\mu} F(\mu_k)\|$",
     "test_loss": "test loss",
     "test_accuracy": "test accuracy",
+}
+_AXES: dict[Axis, str] = {
+    "steps": "step $k$",
+    "gradients": "cost in gradients of the whole objective",
+    "seconds": "seconds, all seeds together",
 }
 _STYLE: Any = {
     "font.size": 8,
@@ -51,12 +61,13 @@ def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return mean, np.maximum(mean - deviation, values.min(axis=0)), mean + deviation
 
 
-def draw(arms: Mapping[str, Arm], path: Path) -> list[Path]:
+def draw(arms: Mapping[str, Arm], path: Path, x: Axis = "steps") -> list[Path]:
     """Draw a figure of several arms, as PNG and as PDF.
 
     Args:
         arms: by label.
-        path: where to; the suffix is replaced.
+        path: where to, without a suffix.
+        x: what to draw against; what cost means is in :mod:`.costs`.
 
     Returns:
         The files written.
@@ -72,20 +83,12 @@ def draw(arms: Mapping[str, Arm], path: Path) -> list[Path]:
         ...     [file.name for file in draw({"static": Arm(records, np.array([2, 2]), {})}, Path(folder) / "figure")]
         ['figure.png', 'figure.pdf']
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("figures need matplotlib: pip install 'pwgf_jax[viz]', then `pwgf plot`.") from error
-    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it remarks on the time stamps of fonts
     shown = [name for name in _PANELS if any(name in arm.records for arm in arms.values())]
     if "test_accuracy" in shown:
         shown.remove("test_loss")
     jumps = {label: arm for label, arm in arms.items() if arm.records["perturbed"].any()}
-    files = [path.with_suffix(".png"), path.with_suffix(".pdf")]
-    with matplotlib.rc_context(_STYLE):
-        strip = 0.12 + 0.09 * len(jumps)
-        figure = Figure(figsize=(3.4 * len(shown), 2.5 + strip), layout="constrained")
+    strip = 0.12 + 0.09 * len(jumps)
+    with canvas(path, (3.4 * len(shown), 2.5 + strip)) as (figure, files):
         axes = figure.subplots(
             2 if jumps else 1,
             len(shown),
@@ -95,28 +98,130 @@ def draw(arms: Mapping[str, Arm], path: Path) -> list[Path]:
         )
         if engine := figure.get_layout_engine():
             engine.set(hspace=0, h_pad=0.02)  # pyright: ignore[reportCallIssue]
-        styles = {
-            label: {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _LINES[i % len(_LINES)]}
-            for i, label in enumerate(arms)
-        }
+        styles = {label: style(i) for i, label in enumerate(arms)}
+        at = {label: _reading(arm, x) for label, arm in arms.items()}
         for column, name in enumerate(shown):
-            _panel(axes[0, column], name, arms, styles)
+            _panel(axes[0, column], name, arms, at, styles)
             if jumps:
-                _strip(axes[1, column], jumps, styles, labelled=column == 0)
-            axes[-1, column].set_xlabel("step $k$")
+                _strip(axes[1, column], jumps, at, styles, labelled=column == 0)
+            axes[-1, column].set_xlabel(_AXES[x])
+            ends = [float(readings[-1]) for readings in at.values()]
+            if max(ends) > 5 * min(ends) > 0:  # arms of very different lengths
+                axes[-1, column].set_xscale("symlog", linthresh=min(ends) / 10)
         # Where curves fall, the upper right is free.
         axes[0, 0].legend(frameon=False, handlelength=2.6, loc="best")
-        for file in files:
-            figure.savefig(file, dpi=300)
     return files
 
 
-def _panel(ax: Any, name: str, arms: Mapping[str, Arm], styles: Mapping[str, Any]) -> None:
+def style(i: int) -> dict[str, Any]:
+    """Colour and line of the i-th curve of a figure.
+
+    Example:
+        >>> style(0)
+        {'color': '#000000', 'linestyle': '-'}
+    """
+    return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _LINES[i % len(_LINES)]}
+
+
+@contextmanager
+def canvas(path: Path, size: tuple[float, float]) -> Iterator[tuple[Any, list[Path]]]:
+    """A figure in the style of all, written as PNG and as PDF in the end.
+
+    Args:
+        path: where to, without a suffix.
+        size: in inches.
+
+    Yields:
+        The figure, and the files it will be in.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, canvas(Path(folder) / "a", (1.0, 1.0)) as (figure, files):
+        ...     ax = figure.subplots()
+        >>> [file.name for file in files]
+        ['a.png', 'a.pdf']
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("figures need matplotlib: pip install 'pwgf_jax[viz]', then `pwgf plot`.") from error
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it remarks on the time stamps of fonts
+    files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "pdf")]
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure, files
+        for file in files:
+            figure.savefig(file, dpi=300)
+
+
+def draw_varied(arms: Mapping[str, Arm], path: Path) -> list[Path]:
+    """Draw when seeds leave their start, against the values of a varied key: median and quartiles of the seeds.
+
+    A seed has left where its objective is half of what it was. A median that was not reached is not drawn.
+
+    Args:
+        arms: those of a run with a varied key.
+        path: where to, without a suffix.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> arms = {}
+        >>> for n in (50, 100):
+        ...     records = {"step": np.array([0, n]), "value": np.array([[4.0, 1.0], [4.0, 2.0]])}
+        ...     about = {"varied": {"arm": "hessian", "key": "problem.particles", "value": n}}
+        ...     arms[f"hessian-{n}"] = Arm(records, np.array([2, 2]), about)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [file.name for file in draw_varied(arms, Path(folder) / "figure")]
+        ['figure.png', 'figure.pdf']
+    """
+    families = varied(arms)
+    values = list(dict.fromkeys(value for runs in families.values() for value, _ in runs))
+    numeric = all(isinstance(value, int | float) and value > 0 for value in values)
+    with canvas(path, (3.8, 2.8)) as (figure, files):
+        ax = figure.subplots()
+        for i, (name, runs) in enumerate(families.items()):
+            low, middle, high = np.array([np.quantile(halved(arm), [0.25, 0.5, 0.75]) for _, arm in runs]).T
+            longest = np.array([arm.records["step"][-1] for _, arm in runs])
+            there = middle <= longest
+            at = np.array([value if numeric else values.index(value) for value, _ in runs])[there]
+            spread = np.stack([middle - low, np.minimum(high, longest) - middle])[:, there]
+            ax.errorbar(at, middle[there], spread, marker="o", markersize=3.5, capsize=2, label=name, **style(i))
+        if numeric:
+            ax.set_xscale("log")
+        ax.set_xticks(values if numeric else range(len(values)), [str(value) for value in values])
+        ax.minorticks_off()
+        ax.set_xlabel(next(arm.info["varied"]["key"] for arm in arms.values() if "varied" in arm.info))
+        ax.set_ylabel(r"steps to $F_0/2$")
+        ax.set_ylim(bottom=0)
+        ax.legend(frameon=False, handlelength=2.6)
+    return files
+
+
+def _reading(arm: Arm, x: Axis) -> np.ndarray:
+    """Where the records lie on an axis, shape (records,); the mean over the seeds of what differs between them."""
+    if x == "steps":
+        return arm.records["step"]
+    return seconds(arm) if x == "seconds" else gradients(arm).mean(axis=0)
+
+
+def _panel(
+    ax: Any, name: str, arms: Mapping[str, Arm], at: Mapping[str, np.ndarray], styles: Mapping[str, Any]
+) -> None:
     curves = []
     for label, arm in arms.items():
         if name not in arm.records or not arm.finite.any():
             continue
-        values, step = arm.of(name), arm.records["step"]
+        values, step = arm.of(arm.objective if name == "value" else name), at[label]
         mean, low, high = band(values)
         missing = int(arm.finite.size - arm.finite.sum())
         said = f"{label} ({arm.finite.sum()} of {arm.finite.size} seeds)" if missing else label
@@ -131,19 +236,21 @@ def _panel(ax: Any, name: str, arms: Mapping[str, Arm], styles: Mapping[str, Any
         ax.set_yscale("log")
 
 
-def _strip(ax: Any, jumps: Mapping[str, Arm], styles: Mapping[str, Any], *, labelled: bool) -> None:
+def _strip(
+    ax: Any, jumps: Mapping[str, Arm], at: Mapping[str, np.ndarray], styles: Mapping[str, Any], *, labelled: bool
+) -> None:
     """A row of ticks per arm where seeds jumped; the darker, the more of them."""
     for row, (label, arm) in enumerate(jumps.items()):
         share = arm.records["perturbed"].mean(axis=0)
-        at = np.flatnonzero(share)
+        some = np.flatnonzero(share)
         ax.scatter(
-            arm.records["step"][at],
-            np.full(at.size, -row),
+            at[label][some],
+            np.full(some.size, -row),
             marker="|",
             s=28,
             linewidths=1,
             color=styles[label]["color"],
-            alpha=np.clip(0.25 + 0.75 * share[at], 0, 1),
+            alpha=np.clip(0.25 + 0.75 * share[some], 0, 1),
         )
     ax.set_ylim(-len(jumps) + 0.4, 0.6)
     ax.set_yticks([])

@@ -38,7 +38,8 @@ class Experiment:
         problem: key -> (functional, start), as ``sweep`` takes it.
         flows: the methods, by arm.
         keys: one per seed, the same for all arms.
-        record: what is written down.
+        records: what is written down, by arm.
+        points: how many data a gradient sees; None without data.
 
     Example:
         >>> from pwgf_jax.experiments.config import parse
@@ -54,7 +55,8 @@ class Experiment:
     problem: Callable[[Array], tuple[Functional, Particles]]
     flows: dict[str, Flow]
     keys: Array
-    record: Record
+    records: dict[str, Record]
+    points: int | None
 
 
 def build(config: Config) -> Experiment:
@@ -90,9 +92,12 @@ def build(config: Config) -> Experiment:
         start: Start = STARTS[spec.start.name].make(**spec.start.arguments)
     functional, options = _functional(config, place)
     blame = _blamed if not spec.is_own else _all_blamed
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
 
     def problem(key: Array) -> tuple[Functional, Particles]:
         data_key, start_key = jax.random.split(key)
+        if spec.same_data:
+            data_key, _ = jax.random.split(keys[0])
         data = None
         if source is not None:
             with _blamed(place / "data"):
@@ -112,7 +117,6 @@ def build(config: Config) -> Experiment:
     for arm, call in config.arms.items():
         with _blamed(root / "arms" / arm):
             flows[arm] = FLOWS[call.name].make(**{k: build_step_size(v) for k, v in call.arguments.items()})
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
 
     def value(key: Array) -> Any:
         F, mu0 = problem(key)
@@ -133,7 +137,26 @@ def build(config: Config) -> Experiment:
         with _blamed(root / "arms" / arm):
             jax.eval_shape(partial(first_step, flow), keys[0])
     tested = source is not None and source.held_out > 0
-    return Experiment(problem, flows, keys, Record(config.record_every, measure if tested else None))
+    records = {
+        arm: Record(config.record_every, _stats(tested, "batch_size" in call.arguments))
+        for arm, call in config.arms.items()
+    }
+    points = None
+    if source is not None:
+        drawn = jax.eval_shape(lambda key: source.draw(key, dtype).inputs, keys[0])
+        points = drawn.shape[0]
+    return Experiment(problem, flows, keys, records, points)
+
+
+def _stats(tested: bool, batched: bool) -> Callable[[Functional, Particles], dict[str, Array]] | None:
+    """What is recorded beside the flow's own value: on held-out data, and on all data where the flow sees a batch."""
+    if not tested and not batched:
+        return None
+
+    def stats(F: Functional, mu: Particles) -> dict[str, Array]:
+        return measure(F, mu) | ({"full_value": F(mu)} if batched else {})
+
+    return stats
 
 
 @contextmanager

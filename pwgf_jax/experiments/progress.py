@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -18,21 +19,20 @@ class Bar:
     Uses tqdm where it is installed, and plain lines where it is not.
 
     Args:
-        arms: how many arms the run has.
-        steps: of each.
+        steps: of every arm, by name.
         quiet: whether to show nothing.
 
     Example:
         >>> import numpy as np
-        >>> with Bar(1, 100, quiet=True) as bar:
+        >>> with Bar({"static": 100}, quiet=True) as bar:
         ...     bar.begin("static")
         ...     bar(Progress(50, 100, np.ones(2), np.ones(2), np.zeros(2, int)))
         >>> bar.done
         50
     """
 
-    def __init__(self, arms: int, steps: int, *, quiet: bool = False) -> None:
-        self.total, self.steps, self.done = arms * steps, steps, 0
+    def __init__(self, steps: Mapping[str, int], *, quiet: bool = False) -> None:
+        self.total, self.steps, self.done = sum(steps.values()), steps, 0
         self._arm, self._base = "", 0
         self._started, self._started_at = time.monotonic(), 0
         self._line: Any = None
@@ -61,9 +61,9 @@ class Bar:
             self._line.set_description(arm)
             self._line.set_postfix_str("compiling")
 
-    def skip(self) -> None:
+    def skip(self, arm: str) -> None:
         """An arm was finished before this process began; it counts as done and not as speed."""
-        self.done += self.steps
+        self.done += self.steps[arm]
         self._started_at = self.done
         if self._line is not None:
             self._line.initial = self._line.n = self.done

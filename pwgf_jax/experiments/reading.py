@@ -148,7 +148,9 @@ def writable(hint: Any) -> bool:
     """Whether TOML can write a value of this type."""
     plain = (bool, int, float, str, dict, Any)
     parts = _alternatives(hint)
-    return bool(_step_sizes(hint)) or any(part in plain or get_origin(part) in (list, Literal) for part in parts)
+    return bool(_step_sizes(hint)) or any(
+        part in plain or get_origin(part) in (list, Literal, Mapping) for part in parts
+    )
 
 
 def _step_sizes(hint: Any) -> tuple[str, ...]:
@@ -173,7 +175,7 @@ def _convert(value: Any, hint: Any, place: Place) -> Any:
             return float(value)
         if get_origin(part) is Literal and value in get_args(part):
             return value
-        if part is dict and isinstance(value, dict):
+        if (part is dict or get_origin(part) is Mapping) and isinstance(value, dict):
             return value
         if get_origin(part) is list and isinstance(value, list):
             return [_convert(entry, get_args(part)[0], place) for entry in value]
@@ -198,6 +200,8 @@ def describe(hint: Any) -> str:
             said.append("one of " + ", ".join(f'"{choice}"' for choice in get_args(part)))
         elif get_origin(part) is list:
             said.append(f"a list of {'strings' if get_args(part) == (str,) else 'values'}")
+        elif get_origin(part) is Mapping:
+            said.append("a table")
     if kinds := _step_sizes(hint):
         said.append(f"a table that names an optax {' or '.join(kinds)}")
     return " or ".join(dict.fromkeys(said)) or "a value"
@@ -236,7 +240,7 @@ def _read_step_size(table: dict[str, Any], kinds: tuple[str, ...], place: Place)
 
 def build_step_size(value: Any) -> Any:
     """The number, schedule or optimizer that a checked step size means."""
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not {"optimizer", "schedule"} & set(value):
         return value
     kind = "optimizer" if "optimizer" in value else "schedule"
     arguments = {key: build_step_size(inner) for key, inner in value.items() if key != kind}

@@ -13,7 +13,7 @@ from pwgf_jax import flows, functionals
 from pwgf_jax.experiments import data, starts, tables
 from pwgf_jax.experiments.reading import Parameter, parameters
 
-__all__ = ["FLOWS", "FUNCTIONALS", "OWN_DATA", "SOURCES", "STARTS", "Entry", "own_data"]
+__all__ = ["FLOWS", "FUNCTIONALS", "JUMPS", "OWN_DATA", "SOURCES", "STARTS", "Entry", "own_data"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,12 @@ SOURCES = {
     "digits": Entry(tables.digits),
 }
 OWN_DATA = Entry(tables.read_table, ("path",))
+# The keys of a table that adds the jumps of pwgf to another flow.
+JUMPS = {
+    name: parameter
+    for name, parameter in FLOWS["pwgf"].parameters.items()
+    if name in ("eps", "eta_p", "k_thres", "f_thres", "sampler")
+}
 STARTS = {
     "gaussian": Entry(starts.Gaussian),
     "antithetic": Entry(starts.Antithetic),

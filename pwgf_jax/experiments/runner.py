@@ -7,17 +7,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from pwgf_jax.experiments.config import Config
+from pwgf_jax.experiments.config import Config, Part, fingerprint, unfold
+from pwgf_jax.experiments.costs import cost_model
 from pwgf_jax.experiments.folder import RunFolder, create, open_run, refuse_taken
 from pwgf_jax.experiments.problems import Experiment, build
 from pwgf_jax.experiments.progress import Bar
 from pwgf_jax.experiments.reading import ConfigError
 from pwgf_jax.solve import Progress, sweep
 
-__all__ = ["resume", "run"]
+__all__ = ["experiments", "resume", "run", "settings", "unchanged"]
 
 
 def run(config: Config, path: Path, *, command: str = "", quiet: bool = True) -> RunFolder:
@@ -48,11 +50,25 @@ def run(config: Config, path: Path, *, command: str = "", quiet: bool = True) ->
         (3, 3)
     """
     refuse_taken(path)
-    with _settings(config):
-        experiment = build(config)
+    with settings(config):
+        parts = experiments(config)
         folder = create(path, config, command)
-        _advance(folder, config, experiment, quiet)
+        _advance(folder, parts, quiet)
     return folder
+
+
+def experiments(config: Config) -> list[tuple[Part, Experiment]]:
+    """What a config consists of, each part made and tried.
+
+    Example:
+        >>> from pwgf_jax.experiments.config import Call, Method, Problem
+        >>> problem = Problem(Call("no_such.py:F"), 4, Call("gaussian", {"dimension": 2}))
+        >>> experiments(Config("mine", 1, problem, {"static": Method("wgf", {"step_size": 0.1})}))
+        Traceback (most recent call last):
+        ...
+        pwgf_jax.experiments.reading.ConfigError: config: problem.functional: no_such.py: there is no such file.
+    """
+    return [(part, build(part.config)) for part in unfold(config)]
 
 
 def resume(path: Path, *, quiet: bool = True) -> RunFolder:
@@ -75,20 +91,26 @@ def resume(path: Path, *, quiet: bool = True) -> RunFolder:
         pwgf_jax.experiments.reading.ConfigError: no/such: no run is in it (no run.json); make one with `pwgf run`.
     """
     folder = open_run(path)
-    config = folder.config
-    if config.fingerprint() != folder.info.get("config_hash"):
-        raise ConfigError(
-            f"{path}: config.toml, or a file of yours that it names, has changed since the run began; "
-            "put it back, or start anew with `pwgf run`."
-        )
+    config = unchanged(folder)
     if folder.unfinished:
-        with _settings(config):
-            _advance(folder, config, build(config), quiet)
+        with settings(config):
+            _advance(folder, experiments(config), quiet)
     return folder
 
 
+def unchanged(folder: RunFolder) -> Config:
+    """The config of a run, if it and the files that it names are what they were."""
+    config = folder.config
+    if fingerprint(config) != folder.info.get("config_hash"):
+        raise ConfigError(
+            f"{folder.path}: config.toml, or a file of yours that it names, has changed since the run began; "
+            "put it back, or start anew with `pwgf run`."
+        )
+    return config
+
+
 @contextmanager
-def _settings(config: Config) -> Iterator[None]:
+def settings(config: Config) -> Iterator[None]:
     """The jax that a config asks for: its precision, and on CPU a device per core to spread seeds over."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
@@ -99,26 +121,28 @@ def _settings(config: Config) -> Iterator[None]:
         yield
 
 
-def _advance(folder: RunFolder, config: Config, experiment: Experiment, quiet: bool) -> None:
+def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], quiet: bool) -> None:
     """Run the arms that are not finished."""
     unfinished = folder.unfinished
-    with Bar(len(experiment.flows), config.steps, quiet=quiet) as bar:
-        for arm, flow in experiment.flows.items():
-            if arm not in unfinished:
-                bar.skip()
-                continue
-            bar.begin(arm)
-            clock = _Clock(bar)
-            solution = sweep(
-                flow,
-                experiment.problem,
-                experiment.keys,
-                config.steps,
-                experiment.record,
-                progress=clock,
-                checkpoint=folder.checkpoint(arm),
-            )
-            folder.finish(arm, solution, clock.timing(config.seeds))
+    with Bar({arm: part.config.steps_of(arm) for part, _ in parts for arm in part.config.arms}, quiet=quiet) as bar:
+        for part, experiment in parts:
+            for arm, flow in experiment.flows.items():
+                if arm not in unfinished:
+                    bar.skip(arm)
+                    continue
+                bar.begin(arm)
+                clock = _Clock(bar)
+                solution = sweep(
+                    flow,
+                    experiment.problem,
+                    experiment.keys,
+                    part.config.steps_of(arm),
+                    experiment.records[arm],
+                    progress=clock,
+                    checkpoint=folder.checkpoint(arm),
+                )
+                cost = cost_model(part.config.arms[arm], experiment.points)
+                folder.finish(arm, solution, clock.timing(part.config.seeds) | {"cost": cost})
 
 
 class _Clock:
@@ -132,9 +156,11 @@ class _Clock:
         self._marks.append((time.perf_counter(), progress.step))
         self._bar(progress)
 
-    def timing(self, seeds: int) -> dict[str, float]:
+    def timing(self, seeds: int) -> dict[str, Any]:
         now, (began, _) = time.perf_counter(), self._marks[0]
-        timing = {"seconds": round(now - began, 3)}
+        marks = [(step, round(when - began, 3)) for when, step in self._marks[1:]]
+        timing: dict[str, Any] = {"seconds": round(now - began, 3)}
+        timing["clock"] = {"step": [step for step, _ in marks], "seconds": [when for _, when in marks]}
         if len(self._marks) > 2:
             (first, first_step), (last, last_step) = self._marks[1], self._marks[-1]
             timing["seconds_to_first_chunk"] = round(first - began, 3)  # compilation included

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from pwgf_jax.experiments.costs import gradients, seconds
 from pwgf_jax.experiments.folder import Arm, RunFolder
 from pwgf_jax.flows import Status
 
-__all__ = ["notes", "overview", "summarise", "trajectory"]
+__all__ = ["notes", "overview", "reaching", "spread", "summarise", "table", "trajectory", "varied"]
 
 FRACTIONS = {"1/2": 0.5, "1/10": 0.1, "1/100": 0.01}
 _NEVER = 1e18  # a step that no run reaches: quartiles with infinities would not be numbers
@@ -36,11 +38,31 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if whole else f"{value:.3g}"
 
 
-def first_below(arm: Arm, fraction: float) -> np.ndarray:
-    """The step at which each finite seed's objective has come down to a fraction of its start; huge if never."""
-    value, step = arm.of("value"), arm.records["step"]
-    below = value <= fraction * value[:, :1]
-    return np.where(below.any(axis=1), step[below.argmax(axis=1)], _NEVER).astype(float)
+def first_below(arm: Arm, level: float | np.ndarray, clock: np.ndarray | None = None) -> np.ndarray:
+    """The step, or the reading of another clock, at which each finite seed's objective is first recorded at a level.
+
+    Args:
+        arm: what ran.
+        level: the value to come down to, one for all seeds or (seeds, 1).
+        clock: what to read, (records,) or (seeds, records); steps if None.
+
+    Returns:
+        One number per finite seed, huge for those that never get there.
+
+    Example:
+        >>> arm = Arm({"step": np.array([0, 9]), "value": np.array([[4.0, 1.0], [4.0, 3.0]])}, np.array([2, 2]), {})
+        >>> first_below(arm, 1.0).tolist()[0]
+        9.0
+    """
+    read = np.broadcast_to(arm.records["step"] if clock is None else clock, arm.records["value"].shape)[arm.finite]
+    below = arm.of(arm.objective) <= level
+    at = np.take_along_axis(read, below.argmax(axis=1)[:, None], axis=1)[:, 0]
+    return np.where(below.any(axis=1), at, _NEVER).astype(float)
+
+
+def halved(arm: Arm) -> np.ndarray:
+    """The step at which each finite seed has left its start: where the objective is half of what it was."""
+    return first_below(arm, 0.5 * arm.of(arm.objective)[:, :1])
 
 
 def gradient_peak(arm: Arm) -> np.ndarray:
@@ -48,8 +70,7 @@ def gradient_peak(arm: Arm) -> np.ndarray:
     return arm.records["step"][np.argmax(arm.of("gradient_norm"), axis=1)].astype(float)
 
 
-def _reaching(arm: Arm, fraction: float) -> str:
-    steps = first_below(arm, fraction)
+def _reached(steps: np.ndarray) -> str:
     reached = int(np.sum(steps < _NEVER))
     if reached == 0:
         return "not reached"
@@ -73,9 +94,11 @@ def overview(arms: Mapping[str, Arm]) -> list[list[str]]:
     rows = [heading]
     for name, arm in arms.items():
         ended = Counter(Status(int(code)).name for code in arm.status)
-        row = [name, *(spread(arm.of(record)[:, -1]) for record in ("value", "gradient_norm"))]
+        row = [name, *(spread(arm.of(record)[:, -1]) for record in (arm.objective, "gradient_norm"))]
         row += [spread(arm.of(record)[:, -1]) if record in arm.records else "–" for record in present]
-        row += [spread(gradient_peak(arm)), *(_reaching(arm, fraction) for fraction in FRACTIONS.values())]
+        start = arm.of(arm.objective)[:, :1]
+        row += [spread(gradient_peak(arm))]
+        row += [_reached(first_below(arm, fraction * start)) for fraction in FRACTIONS.values()]
         row += [spread(arm.of("perturbed").sum(axis=1).astype(float))]
         row += [", ".join(f"{count} {status}" for status, count in ended.items())]
         rows.append([*row, f"{arm.info.get('seconds', float('nan')):.1f}"])
@@ -96,7 +119,57 @@ def trajectory(arms: Mapping[str, Arm], count: int = 5) -> list[list[str]]:
     rows = [["F at step", *(str(step) for step in steps)]]
     for name, arm in arms.items():
         at = [int(np.searchsorted(arm.records["step"], step)) for step in steps]
-        rows.append([name, *(spread(arm.of("value")[:, i]) if i < arm.records["step"].size else "–" for i in at)])
+        rows.append([name, *(spread(arm.of(arm.objective)[:, i]) if i < arm.records["step"].size else "–" for i in at)])
+    return rows
+
+
+def reaching(arms: Mapping[str, Arm], targets: Sequence[float]) -> list[list[str]]:
+    """When every arm came down to absolute values: in steps, in gradients of the whole objective, and in seconds.
+
+    Example:
+        >>> records = {"step": np.array([0, 9]), "value": np.array([[4.0, 1.0]]), "perturbed": np.zeros((1, 2), bool)}
+        >>> reaching({"static": Arm(records, np.array([2]), {})}, [1.0])[1][:3]
+        ['static', '9', '9']
+    """
+    heading = [f"{unit} to F ≤ {target:g}" for target in targets for unit in ("steps", "gradients", "seconds")]
+    rows = [["arm", *heading]]
+    for name, arm in arms.items():
+        clocks = (None, gradients(arm), seconds(arm))
+        rows.append([name, *(_reached(first_below(arm, target, clock)) for target in targets for clock in clocks)])
+    return rows
+
+
+def varied(arms: Mapping[str, Arm]) -> dict[str, list[tuple[Any, Arm]]]:
+    """The arms that one varied key has made, by the arm of the config that they are, with the value of the key.
+
+    Example:
+        >>> arm = Arm({}, np.array([2]), {"varied": {"arm": "hessian", "key": "problem.particles", "value": 50}})
+        >>> [(name, [value for value, _ in runs]) for name, runs in varied({"hessian-50": arm}).items()]
+        [('hessian', [50])]
+    """
+    families: dict[str, list[tuple[Any, Arm]]] = {}
+    for arm in arms.values():
+        if "varied" in arm.info:
+            families.setdefault(arm.info["varied"]["arm"], []).append((arm.info["varied"]["value"], arm))
+    return families
+
+
+def escapes(arms: Mapping[str, Arm]) -> list[list[str]]:
+    """Steps to half of the start's objective, an arm of the config a row and a value of the varied key a column.
+
+    Example:
+        >>> escapes({})
+        []
+    """
+    families = varied(arms)
+    if not families:
+        return []
+    key = next(arm.info["varied"]["key"] for runs in families.values() for _, arm in runs)
+    values = list(dict.fromkeys(value for runs in families.values() for value, _ in runs))
+    rows = [[f"steps to F₀/2, {key} =", *map(str, values)]]
+    for name, runs in families.items():
+        found = {value: _reached(halved(arm)) for value, arm in runs}
+        rows.append([name, *(found.get(value, "–") for value in values)])
     return rows
 
 
@@ -135,6 +208,20 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
+def extras(folder: RunFolder) -> list[list[list[str]]]:
+    """The tables that a config asks for: of targets, and of a varied key.
+
+    Example:
+        >>> from pathlib import Path
+        >>> extras(RunFolder(Path("no/such")))
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: ...
+    """
+    arms, targets = folder.arms(), folder.info.get("targets", [])
+    return [rows for rows in (reaching(arms, targets) if targets else [], escapes(arms)) if rows]
+
+
 def summarise(folder: RunFolder) -> str:
     """The text of summary.md.
 
@@ -159,9 +246,12 @@ def summarise(folder: RunFolder) -> str:
     ]
     if arms:
         parts += [table(overview(arms)), table(trajectory(arms))]
+        parts += [table(rows) for rows in extras(folder)]
         parts.append(
             "Medians over the seeds, with quartiles in brackets where they differ. "
-            "F₀ is a seed's objective at the start; a level that fewer than half of them reach is not reached."
+            "F₀ is a seed's objective at the start; a level that fewer than half of them reach is not reached. "
+            "Gradients: a step counts as many as pwgf_jax.experiments.costs says. Seconds are of all seeds together, "
+            "without compilation."
         )
     parts += notes(arms)
     meaning = {name: sentence for arm in arms.values() for name, sentence in arm.info["meaning"].items()}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["write"]
+__all__ = ["literal", "write"]
 
 
 def write(document: Mapping[str, Any]) -> str:
@@ -33,7 +33,7 @@ def write(document: Mapping[str, Any]) -> str:
 
 def _lines(table: Mapping[str, Any], prefix: str) -> list[str]:
     plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-    lines = [f"{_key(key)} = {_value(value)}" for key, value in plain.items()]
+    lines = [f"{_key(key)} = {literal(value)}" for key, value in plain.items()]
     if prefix and (lines or not table):
         lines = ["", f"[{prefix}]", *lines]
     for key, value in table.items():
@@ -46,11 +46,17 @@ def _key(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
 
 
-def _value(value: Any) -> str:
+def literal(value: Any) -> str:
+    """A value as TOML writes it.
+
+    Example:
+        >>> literal([True, "a"])
+        '[true, "a"]'
+    """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
-        return f"[{', '.join(map(_value, value))}]"
+        return f"[{', '.join(map(literal, value))}]"
     return repr(value)

@@ -89,7 +89,7 @@ def load(path: Path, like: PyTree, identity: dict[str, Any]) -> tuple[int, PyTre
     except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: not a checkpoint ({error}); delete it to start afresh.") from error
     for name, value in identity.items():
-        if header["identity"].get(name) != value:
+        if name != "program" and header["identity"].get(name) != value:
             raise ValueError(
                 f"{path}: made with {name}={header['identity'].get(name)}, this run has {value}; "
                 "go on with the same, or delete it to start afresh."
@@ -99,6 +99,11 @@ def load(path: Path, like: PyTree, identity: dict[str, Any]) -> tuple[int, PyTre
         raise ValueError(
             f"{path}: made by another flow or problem: it holds {sorted(theirs - ours)} where this run has "
             f"{sorted(ours - theirs)}; delete it to start afresh."
+        )
+    if header["identity"].get("program") != identity.get("program"):
+        raise ValueError(
+            f"{path}: made by other computations (step size, thresholds, compiled-in data, or the version of jax); "
+            "go on with the same, or delete it to start afresh."
         )
     leaves = [_restored(arrays[f"state/{i}"], leaf) for i, leaf in enumerate(jax.tree.leaves(like))]
     records = {name.removeprefix("records/"): value for name, value in arrays.items() if name.startswith("records/")}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from os import PathLike
@@ -11,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, PyTree
 
 from pwgf_jax.calculus import Functional
@@ -32,11 +35,12 @@ _STREAM = 0x70776766
 
 
 class _Trajectory(NamedTuple):
-    """The three compiled pieces of a run, over one seed or a batch of them."""
+    """The compiled pieces of a run over one seed or a batch of them, and one seed's step to tell it by."""
 
     start: Callable[[], FlowState]
     advance: Callable[[FlowState, int, int], tuple[FlowState, dict[str, Array]]]
     look: Callable[[FlowState], dict[str, Array]]
+    one_step: Callable[[], ClosedJaxpr]
 
 
 def _start(flow: Flow, F: Functional, mu0: Particles, key: Array) -> FlowState:
@@ -63,6 +67,10 @@ def _advance(
         return state, row | {"perturbed": jnp.any(perturbed)}
 
     return jax.lax.scan(block, state, None, length=blocks)
+
+
+def _one_step(flow: Flow, record: Record, F: Functional, mu0: Particles, key: Array) -> Any:
+    return _advance(flow, record, 1, 1, F, key, _start(flow, F, mu0, key))
 
 
 def _chunks(done: int, steps: int, every: int, chunk: int) -> Iterator[tuple[int, int]]:
@@ -99,6 +107,7 @@ def _drive(
     if path is not None:
         # To four digits: another start has another size, the same one on another machine has not.
         identity["start"] = [f"{np.mean(np.abs(np.asarray(leaf))):.4g}" for leaf in jax.tree.leaves(state.mu.points)]
+        identity["program"] = _fingerprint(trajectory.one_step())
         identity["records"] = sorted(jax.eval_shape(trajectory.look, state))
     if path is not None and path.exists():
         done, state, rows = checkpoints.load(path, state, identity)
@@ -131,6 +140,15 @@ def _drive(
     spent = jnp.asarray(Status.budget_spent, jnp.int32)
     status = jnp.where(state.status == Status.running, spent, state.status)
     return Solution(state.mu, state.evaluation.value, status, state.step, records)
+
+
+def _fingerprint(program: ClosedJaxpr) -> str:
+    """A hash of what is computed: step sizes, thresholds and compiled-in data, but no addresses in memory."""
+    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr)).encode())
+    for constant in program.consts:
+        if not jnp.issubdtype(constant.dtype, jax.dtypes.prng_key):
+            digest.update(np.ascontiguousarray(constant).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _repeated(row: dict[str, Array], count: int, axis: int) -> Rows:
@@ -216,6 +234,7 @@ def run(
         lambda: _jit_start(flow, functional, mu0, key),
         lambda state, blocks, length: _jit_advance(flow, record, blocks, length, functional, key, state),
         lambda state: _jit_look(record, functional, state),
+        lambda: jax.make_jaxpr(lambda F, mu0, key: _one_step(flow, record, F, mu0, key))(functional, mu0, key),
     )
     return _drive(trajectory, (), steps, record, chunk, progress, checkpoint, key)
 
@@ -306,5 +325,6 @@ def sweep(
         lambda: jit_start(keys),
         lambda state, blocks, length: jit_advance(blocks, length, keys, state),
         lambda state: jit_look(keys, state),
+        lambda: jax.make_jaxpr(lambda key: _one_step(flow, record, *problem(key), key))(keys[0]),
     )
     return _drive(trajectory, keys.shape, steps, record, chunk, progress, checkpoint, keys)

@@ -17,6 +17,9 @@ import pytest
 
 _LINES: list[str] = []
 
+# The tests compile without optimisation; here it is what is measured.
+jax.config.update("jax_disable_most_optimizations", False)
+
 
 @pytest.fixture(autouse=True)
 def user_defaults():

@@ -17,6 +17,7 @@ seeds = 3
 steps = 6
 record_every = 2
 dtype = "float64"
+targets = [0.5]
 
 [problem]
 functional = "matrix_factorization"

@@ -13,14 +13,6 @@ from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.progress import Bar
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SMALL = {
-    "matrix_factorization": ["problem.data.points=8"],
-    "icfl": ["problem.data.points=8"],
-    "icfl_generic": ["problem.data.points=12"],
-    "digits": ["problem.data.points=50"],
-}
-
-
 ONE_ARM = 'arms={static = {flow = "wgf", step_size = 0.05}}'
 
 
@@ -38,14 +30,99 @@ def arrays(path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_shipped_config_runs(path, tmp_path):
-    tiny = ["seeds=2", "steps=6", "record_every=2", "problem.particles=8", *SMALL.get(path.stem, [])]
-    assert run(path, tmp_path / "out", *tiny) == 0
+def test_every_shipped_config_can_be_made(path):
+    points = 50 if "digits" in path.stem else 8
+    small = ["problem.particles=8", f"problem.data.points={points}"]
+    values = {"particles": "[8]", "minibatch": "[8]"}.get(path.stem)
+    config = load(path, [*small, *([f"vary.values={values}"] if values else [])])
+    with runner.settings(config):
+        for part, experiment in runner.experiments(config):  # traces the first step of every arm
+            assert set(experiment.flows) == set(part.config.arms)
+
+
+def test_an_arm_has_its_own_steps_and_jumps_and_a_cost(tmp_path):
+    wsfn = CONFIGS / "wsfn_digits.toml"
+    small = ["seeds=2", "problem.particles=4", "problem.data.points=50", "steps=4", "dtype=float64"]
+    flow = 'flow="saddle_free_newton", step_size=0.1, beta=1.0, depth=3, steps=2'
+    jumps = "perturbation={eps=1e3, eta_p=0.01, k_thres=1, f_thres=0.0}"
+    assert run(wsfn, tmp_path / "out", *small, f"arms={{a={{{flow}, {jumps}}}}}") == 0
     metrics = arrays(tmp_path / "out" / "metrics.npz")
-    for arm in load(path).arms:
-        assert metrics[f"{arm}/step"].tolist() == [0, 2, 4, 6]
-        assert metrics[f"{arm}/value"].shape == (2, 4)
-        assert np.isfinite(metrics[f"{arm}/value"]).all()
+    assert metrics["a/step"].tolist() == [0, 2]
+    assert metrics["a/perturbed"][:, 0].all()
+    assert np.isfinite(metrics["a/value"]).all()
+    assert metrics["a/test_accuracy"].shape == (2, 2)
+    about = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["arms"]["a"]
+    assert about["cost"] == {"step": 1 + 1.3 * 3, "jump": 1 + 1.3 * 3 + 1.3}
+    assert about["clock"]["step"][-1] == 2
+
+
+def test_a_varied_key_makes_an_arm_for_each_value(tiny, tmp_path, capsys):
+    vary = 'vary={key="arms.static.batch_size", values=[8, 2]}'
+    assert run(tiny, tmp_path / "out", ONE_ARM, vary, "seeds=2", "steps=2") == 0
+    metrics = arrays(tmp_path / "out" / "metrics.npz")
+    np.testing.assert_allclose(metrics["static-8/value"], metrics["static-8/full_value"], rtol=1e-6)
+    assert not np.allclose(metrics["static-2/value"], metrics["static-2/full_value"], rtol=1e-6)
+    np.testing.assert_allclose(metrics["static-2/full_value"][:, 0], metrics["static-8/full_value"][:, 0], rtol=1e-9)
+    info = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
+    assert info["arms"]["static-2"]["varied"] == {"arm": "static", "key": "arms.static.batch_size", "value": 2}
+    assert info["arms"]["static-2"]["cost"]["step"] == 0.25
+    assert "steps to F₀/2, arms.static.batch_size =" in capsys.readouterr().out
+    assert (tmp_path / "out" / "figure.pdf").exists()
+    assert go("plot", tmp_path / "out", "--x", "gradients") == 0
+    assert (tmp_path / "out" / "figure-gradients.png").exists()
+
+
+def test_certify_writes_a_verdict_for_every_seed(finished, capsys, refused):
+    assert go("certify", finished, "--arm", "static", "--seeds", "2") == 0
+    said = capsys.readouterr().out
+    certificates = json.loads((finished / "certificates.json").read_text(encoding="utf-8"))
+    assert [(each["arm"], each["seed"]) for each in certificates] == [("static", 0), ("static", 1)]
+    final, metrics = arrays(finished / "final.npz"), arrays(finished / "metrics.npz")
+    for seed, each in enumerate(certificates):
+        assert each["value"] == final["static/value"][seed]
+        assert each["gradient_norm"] == pytest.approx(metrics["static/gradient_norm"][seed, -1], rel=1e-6)
+        assert each["full"]["lower"] <= each["full"]["eigenvalue"] + 1e-12
+        assert each["verdict"] in said
+    assert "| static | 0 " in (finished / "certificates.md").read_text(encoding="utf-8")
+
+
+def test_certify_says_what_it_cannot_do(finished, tmp_path, refused):
+    assert "did you mean static" in refused("certify", finished, "--arm", "statik")
+    assert "eps = -1.0; give a positive number" in refused("certify", finished, "--eps", "-1")
+    assert "delta = 0.0; give a positive number" in refused("certify", finished, "--delta", "0")
+    assert "seeds = 0; give a positive number" in refused("certify", finished, "--seeds", "0")
+    assert "no run is in it" in refused("certify", tmp_path)
+
+
+def test_a_landscape_of_one_well_and_its_saddle(tmp_path, capsys):
+    (tmp_path / "well.py").write_text(
+        "import jax.numpy as jnp\n"
+        "def F(mu):\n    square = jnp.sum((mu.weights @ mu.points) ** 2)\n    return square**2 / 4 - square / 2\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "well.toml").write_text(
+        'name = "well"\nsteps = 60\ndtype = "float64"\nseeds = 3\n'
+        '[problem]\nfunctional = "well.py:F"\nparticles = 4\n'
+        '[problem.start]\nkind = "gaussian"\ndimension = 1\n'
+        '[arms.newton]\nflow = "wasserstein_newton"\nstep_size = 1.0\nbeta = 1e-3\ndepth = 2\n'
+        '[arms.wgf]\nflow = "wgf"\nstep_size = 0.5\n',
+        encoding="utf-8",
+    )
+    out = tmp_path / "out"
+    words = ["--out", out, "--quiet", "--eps", "1e-6", "--delta", "0.1", "--arm", "newton", "--arm", "wgf"]
+    assert go("landscape", tmp_path / "well.toml", *words) == 0
+    assert "non-minimal critical point" in capsys.readouterr().out
+    points = json.loads((out / "landscape.json").read_text(encoding="utf-8"))["points"]
+    assert [round(point["ends"][0]["value"], 6) for point in points] == [-0.25, 0.0]
+    assert [point["ends"][0]["index"] for point in points] == [0, 1]
+    assert sum(len(point["ends"]) for point in points) == 6
+    assert (out / "landscape.pdf").exists()
+
+
+def test_landscape_says_what_it_cannot_do(tiny, refused):
+    assert "did you mean static" in refused("landscape", tiny, "--arm", "statik")
+    assert "seeds = 0; give at least 1" in refused("landscape", tiny, "--starts", "0")
+    assert "tolerance = 0.0; give a positive number" in refused("landscape", tiny, "--tolerance", "0")
 
 
 def test_a_run_folder_holds_all_that_was_promised(run_once):
@@ -74,6 +151,7 @@ def test_a_run_folder_holds_all_that_was_promised(run_once):
     summary = (out / "summary.md").read_text(encoding="utf-8")
     assert "| static " in summary
     assert "gradient peak at step" in summary
+    assert "gradients to F ≤ 0.5" in summary
     assert "--set seed=3" in summary
 
 
@@ -93,7 +171,8 @@ def test_an_interrupted_run_goes_on_and_ends_like_a_whole_one(finished, tmp_path
     assert (out / "checkpoint-hessian.npz").exists()
     assert not (out / "summary.md").exists()
     monkeypatch.undo()
-    assert go("resume", out, "--quiet") == 0
+    assert go("resume", out) == 0
+    assert "slowest seed" in capsys.readouterr().err
     whole, pieces = (arrays(folder / "metrics.npz") for folder in (finished, out))
     assert set(whole) == set(pieces)
     for name, values in whole.items():
@@ -107,16 +186,13 @@ def test_resuming_a_finished_run_computes_nothing(finished, monkeypatch):
     assert go("resume", finished) == 0
 
 
-def test_float32_stays_float32(tiny, tmp_path):
-    assert run(tiny, tmp_path / "out", "dtype=float32", "seeds=1", ONE_ARM) == 0
-    final = arrays(tmp_path / "out" / "final.npz")
-    assert final["static/points"].dtype == final["static/value"].dtype == np.float32
-
-
 def test_plot_draws_again(finished):
     for name in ("figure.png", "figure.pdf", "summary.md"):
         (finished / name).unlink()
     assert go("plot", finished) == 0
+    for x in ("gradients", "seconds"):
+        assert go("plot", finished, "--x", x) == 0
+        assert (finished / f"figure-{x}.png").exists()
     assert (finished / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert (finished / "figure.pdf").read_bytes().startswith(b"%PDF")
     assert (finished / "summary.md").exists()
@@ -164,15 +240,14 @@ def test_a_seed_that_turns_non_finite_is_reported_and_left_out(tmp_path, capsys)
     assert "not_finite" in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
 
 
-def test_the_progress_bar_shows_the_slowest_seed(tiny, tmp_path, capsys):
-    assert go("run", tiny, "--out", tmp_path / "out", "--set", ONE_ARM) == 0
-    assert "slowest seed" in capsys.readouterr().err
-
-
-def test_without_tqdm_there_are_plain_lines_and_without_matplotlib_numbers(tiny, tmp_path, capsys, monkeypatch):
+def test_in_float32_without_tqdm_and_without_matplotlib_there_are_plain_lines_and_numbers(
+    tiny, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert go("run", tiny, "--out", tmp_path / "out", "--set", ONE_ARM) == 0
+    assert go("run", tiny, "--out", tmp_path / "out", "--set", ONE_ARM, "--set", "dtype=float32") == 0
+    final = arrays(tmp_path / "out" / "final.npz")
+    assert final["static/points"].dtype == final["static/value"].dtype == np.float32
     said = capsys.readouterr().err
     assert "tqdm is not installed" in said
     assert "static: 2 of 6 steps, slowest seed" in said

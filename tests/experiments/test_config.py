@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pwgf_jax.experiments import ConfigError, build, dump, load
-from pwgf_jax.experiments.config import parse
+from pwgf_jax.experiments.config import fingerprint, parse, unfold
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 shipped = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -55,6 +55,16 @@ def test_a_shipped_config_explains_itself(path):
         ('arms.static.step_size={optimizer="adam"}', "missing key arms.static.step_size.learning_rate; give a number"),
         ("arms.static=3", "arms.static: given 3 .a whole number.; give a table"),
         ("arms={}", "arms is empty"),
+        ("arms.static.steps=0", "arms.static.steps = 0; give at least 1"),
+        ("arms.static.steps=many", 'arms.static.steps: given "many"'),
+        ("targets=3", "targets: given 3 .a whole number.; give a list of values"),
+        ("problem.same_data=1", "problem.same_data: given 1 .a whole number.; give true or false"),
+        ('vary={key="problem.particles"}', "missing key vary.values"),
+        ('vary={key="problem.particels", values=[4]}', "unknown key problem.particels; .*; did you mean particles"),
+        ('vary={key="problem.particles", values=[4, 0]}', "problem.particles = 0; give at least 1"),
+        ('vary={key="problem.particles", values=[4, 4]}', "vary.values = .4, 4.; give at least one, all different"),
+        ('vary={key="seeds", values=[4]}', 'vary.key: given "seeds"; give a key below problem or below an arm'),
+        ('vary={key="arms.statik.steps", values=[4]}', 'vary.key: given "arms.statik.steps"; arms are static, hessian'),
         ("steps.a=1", "--set: steps: given 6"),
         ("steps", "--set: given .steps.; write a.b=value"),
     ],
@@ -136,6 +146,32 @@ def test_defaults_are_written_out(tiny):
 
 
 def test_the_fingerprint_sees_every_change(tiny):
-    prints = {load(tiny, [setting]).fingerprint() for setting in ("seed=0", "seed=1", "problem.start.scale=1")}
+    prints = {fingerprint(load(tiny, [setting])) for setting in ("seed=0", "seed=1", "problem.start.scale=1")}
     assert len(prints) == 3
-    assert load(tiny).fingerprint() == load(tiny, ["seed=0"]).fingerprint()
+    assert fingerprint(load(tiny)) == fingerprint(load(tiny, ["seed=0"]))
+
+
+def test_a_varied_key_unfolds_into_arms_and_survives_being_written(tiny):
+    config = load(tiny, ['vary={key="arms.hessian.eta_p", values=[0.1, 0.2]}', "arms.static.steps=9"])
+    assert parse(tomllib.loads(dump(config))) == config
+    first, second = unfold(config)
+    assert (list(first.config.arms), list(second.config.arms)) == (["hessian-0.1", "static"], ["hessian-0.2"])
+    assert second.config.arms["hessian-0.2"].arguments["eta_p"] == 0.2
+    assert (first.config.steps_of("static"), first.config.steps_of("hessian-0.1")) == (9, 6)
+
+
+def test_jumps_of_another_flow_are_read_like_those_of_pwgf(tiny):
+    newton = 'arms.n={flow="saddle_free_newton", step_size=1.0, beta=1.0, perturbation={eps=1, eta_p=0, k_thres=2}}'
+    with pytest.raises(ConfigError, match=r"missing key arms\.n\.perturbation\.f_thres; give a number"):
+        load(tiny, [newton])
+    jumps = load(tiny, [newton, "arms.n.perturbation.f_thres=0"]).arms["n"].arguments["perturbation"]
+    assert jumps == {"eps": 1.0, "eta_p": 0.0, "k_thres": 2, "f_thres": 0.0, "sampler": "direct"}
+
+
+def test_same_data_gives_every_seed_the_data_of_the_first(tiny):
+    experiment = build(load(tiny, ["problem.same_data=true"]))
+    alone = build(load(tiny))
+    (F, mu), (G, nu), (first, _) = (e.problem(e.keys[i]) for e, i in ((experiment, 0), (experiment, 1), (alone, 0)))
+    assert (F.inputs == G.inputs).all()
+    assert not (mu.points == nu.points).all()
+    assert (F.inputs == first.inputs).all()

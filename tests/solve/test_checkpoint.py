@@ -101,8 +101,9 @@ def shifted(key):
             {"flow": pwgf(optax.adam(0.1), eps=0.05, eta_p=0.1, k_thres=12, f_thres=1e-2)},
             "made by another flow or problem",
         ),
+        ({"flow": pwgf(0.11, eps=0.05, eta_p=0.1, k_thres=12, f_thres=1e-2)}, "made by other computations"),
     ],
-    ids=["key", "seeds", "every", "steps", "start", "particles", "optimizer"],
+    ids=["key", "seeds", "every", "steps", "start", "particles", "optimizer", "step size"],
 )
 def test_a_checkpoint_of_another_run_is_refused(options, message, file):
     call = {"flow": METHOD, "problem": problem, "keys": seeds(2), "steps": 12, "record": Record()} | options

@@ -1,0 +1,207 @@
+"""Certificates for the measures that a run ended in."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from pwgf_jax.calculus import Functional, wasserstein_hessian
+from pwgf_jax.certify import Certificate, Curvature, certify
+from pwgf_jax.experiments.folder import Arm, RunFolder
+from pwgf_jax.experiments.problems import Experiment
+from pwgf_jax.experiments.reading import ConfigError, suggestion
+from pwgf_jax.experiments.runner import experiments, settings, unchanged
+from pwgf_jax.experiments.schema import Call
+from pwgf_jax.experiments.summary import table
+from pwgf_jax.krylov import lanczos
+from pwgf_jax.measures import Particles, traceable
+
+__all__ = ["Certified", "certify_run", "report"]
+
+_STREAM = 0x63657274  # keeps the starts of Lanczos apart from what the problem and the steps draw
+_PRODUCTS = 512  # Hessian products per operator
+_MEMORY = 2**28  # bytes of a Krylov basis
+
+
+class Certified(NamedTuple):
+    """The certificate of one seed of one arm, with what it is about.
+
+    Args:
+        arm: the arm.
+        seed: the seed's number.
+        value: the objective at the final measure.
+        certificate: of :func:`pwgf_jax.certify.certify`.
+        functional: the seed's.
+        mu: the final measure.
+    """
+
+    arm: str
+    seed: int
+    value: float
+    certificate: Certificate
+    functional: Functional
+    mu: Particles
+
+    def plain(self) -> dict[str, Any]:
+        """The numbers as JSON can hold them."""
+        found = self.certificate
+        said: dict[str, Any] = {"arm": self.arm, "seed": self.seed, "value": self.value}
+        said |= {"verdict": found.verdict.name, "decided_by": found.decided_by, "gradient_norm": found.gradient_norm}
+        for name, part in (("integral", found.integral), ("full", found.full)):
+            numbers = {key: getattr(part, key) for key in ("eigenvalue", "residual", "lower", "rounding", "products")}
+            said[name] = {key: number if math.isfinite(number) else None for key, number in numbers.items()}
+        return said | {"eps": found.eps, "delta": found.delta}
+
+
+def certify_run(
+    folder: RunFolder,
+    *,
+    arm: str | None = None,
+    eps: float | None = None,
+    delta: float | None = None,
+    seeds: int | None = None,
+) -> list[Certified]:
+    """Certify what the arms of a run ended in.
+
+    Args:
+        folder: of the run.
+        arm: one arm, or every finished one.
+        eps: gradient norm that counts as stationary. If not given, it is the arm's own eps, if its gradient norm has
+            ever been above that; else 1 % of the largest gradient norm on record for the arm, but at least 1e-3.
+        delta: curvature that counts as negative. If not given, it is 1 % of the scale of the full Hessian at the start
+            of the first seed: of the largest absolute Ritz value of 16 Lanczos steps.
+        seeds: only the first so many of every arm.
+
+    Returns:
+        The certificates, arm by arm.
+
+    Raises:
+        ConfigError: if there is no such arm, nothing is finished, a number is out of range, or the problem can no
+            longer be made as it was.
+
+    Example:
+        >>> from pathlib import Path
+        >>> certify_run(RunFolder(Path("no/such")), eps=-1.0)
+        Traceback (most recent call last):
+        ...
+        pwgf_jax.experiments.reading.ConfigError: eps = -1.0; give a positive number.
+    """
+    for name, number in (("eps", eps), ("delta", delta), ("seeds", seeds)):
+        if number is not None and not 0 < number < math.inf:
+            raise ConfigError(f"{name} = {number}; give a positive number.")
+    config, arms, final = unchanged(folder), folder.arms(), folder.arrays("final.npz")
+    if not arms:
+        raise ConfigError(f"{folder.path}: no arm is finished yet; go on with `pwgf resume {folder.path}`.")
+    if arm is not None and arm not in arms:
+        raise ConfigError(f'{folder.path}: it has no finished arm "{arm}"; {suggestion(arm, arms)}')
+    certified = []
+    with settings(config):
+        for part, experiment in experiments(config):
+            chosen = [label for label in part.config.arms if label in (arms if arm is None else [arm])]
+            curvature = delta or (_start_scale(experiment) / 100 if chosen else 0.0)
+            for label in chosen:
+                small = eps or _own_eps(part.config.arms[label], arms[label])
+                count = min(seeds or config.seeds, config.seeds)
+                certified += _certify_arm(label, experiment, final, small, curvature, count)
+    return certified
+
+
+def _certify_arm(
+    arm: str, experiment: Experiment, final: Mapping[str, np.ndarray], eps: float, delta: float, seeds: int
+) -> list[Certified]:
+    certified = []
+    for seed in range(seeds):
+        key = experiment.keys[seed]
+        F, mu0 = experiment.problem(key)
+        mu = _final_measure(final, arm, seed, mu0)
+        size = sum(leaf.size for leaf in jax.tree.leaves(mu.points))
+        depth = max(16, min(_PRODUCTS, _MEMORY // (size * mu.weights.dtype.itemsize)))
+        found = certify(F, mu, eps, delta, jax.random.fold_in(key, _STREAM), max_products=_PRODUCTS, max_depth=depth)
+        certified.append(Certified(arm, seed, float(final[f"{arm}/value"][seed]), found, F, mu))
+    return certified
+
+
+def _final_measure(final: Mapping[str, np.ndarray], arm: str, seed: int, like: Particles) -> Particles:
+    """The measure that a seed returned, with its points in the shape of the start's."""
+
+    def leaf(path: Any, _: Any) -> Array:
+        name = "/".join(["points", *filter(None, [jax.tree_util.keystr(path, simple=True, separator="/")])])
+        return jnp.asarray(final[f"{arm}/{name}"][seed])
+
+    points = jax.tree_util.tree_map_with_path(leaf, like.points)
+    return Particles(points, jnp.asarray(final[f"{arm}/weights"][seed]))
+
+
+def _own_eps(flow: Call, arm: Arm) -> float:
+    """The arm's own eps if it says anything about the arm's gradients."""
+    peak = float(np.max(arm.of("gradient_norm"), initial=0.0))
+    own = (flow.arguments.get("perturbation") or flow.arguments).get("eps", math.inf)
+    return own if 0 < own < peak else max(1e-3, 0.01 * peak)
+
+
+@partial(jax.jit, static_argnums=2)
+def _ritz_scale(F: Functional, mu: Particles, depth: int, key: Array) -> Array:
+    leaves, shape = jax.tree.flatten(mu.points)
+    keys = jax.random.split(key, len(leaves))
+    start = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    found = lanczos(wasserstein_hessian(F, mu, "full"), jax.tree.unflatten(shape, start), depth)
+    return jnp.max(jnp.abs(jnp.linalg.eigvalsh(found.tridiagonal)))
+
+
+def _start_scale(experiment: Experiment) -> float:
+    """The largest absolute Ritz value of the full Hessian where the first seed starts."""
+    key = experiment.keys[0]
+    F, mu0 = experiment.problem(key)
+    size = sum(leaf.size for leaf in jax.tree.leaves(mu0.points))
+    scale = float(_ritz_scale(traceable(F), mu0, min(16, size), jax.random.fold_in(key, _STREAM)))
+    if not 0 < scale < math.inf:
+        raise ConfigError(f"the Hessian at the start has the scale {scale}, which says nothing; give --delta.")
+    return scale
+
+
+def report(certified: Sequence[Certified]) -> str:
+    """The certificates as Markdown: a line per arm, and the table.
+
+    Example:
+        >>> report([])
+        ''
+    """
+    if not certified:
+        return ""
+    said = []
+    for arm in dict.fromkeys(each.arm for each in certified):
+        mine = [each.certificate for each in certified if each.arm == arm]
+        counts = Counter(found.verdict.name for found in mine)
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        said.append(f"- {arm}: {verdicts} (eps = {mine[0].eps:.3g}, delta = {mine[0].delta:.3g})")
+    rows = [["arm", "seed", "verdict", "decided by", "‖∇F‖", "λ_min integral", "λ_min full", "products"]]
+    for each in certified:
+        found = each.certificate
+        row = [each.arm, str(each.seed), found.verdict.name, found.decided_by, f"{found.gradient_norm:.2e}"]
+        products = f"{found.integral.products} + {found.full.products}"
+        rows.append([*row, curvature(found.integral), curvature(found.full), products])
+    failure = certified[0].certificate.failure
+    legend = (
+        "λ_min: Rayleigh quotient ± residual, and after ≥ what λ_min is not below, each with probability "
+        f"{1 - failure:g}. Products of the integral + the full Hessian."
+    )
+    return "\n\n".join(["\n".join(said), table(rows), legend])
+
+
+def curvature(part: Curvature) -> str:
+    """A smallest eigenvalue with its bounds.
+
+    Example:
+        >>> curvature(Curvature(-0.5, 0.01, -0.52, 1e-7, None, 16))
+        '-0.5 ± 1e-02, ≥ -0.52'
+    """
+    lower = f"{part.lower:.3g}" if math.isfinite(part.lower) else "unknown"
+    return f"{part.eigenvalue:.3g} ± {part.residual:.0e}, ≥ {lower}"

@@ -1,0 +1,146 @@
+"""Minibatches: one batch for what belongs together, a fresh one each time, and right on average."""
+
+import itertools
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pwgf_jax import Particles, flow, functionals, pwgf, run, saddle_free_newton, wgf
+from pwgf_jax.flows import Evaluation, gradient
+from pwgf_jax.flows.spectral import spectral
+from pwgf_jax.transforms import gradient_trigger
+from tests.oracles.closed_forms import Network, matrix_loss
+
+M, SIZE = 5, 3
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def problem():
+    draw = rng(1)
+    F = functionals.matrix_factorization(jnp.asarray(draw.normal(size=(M, 2))), jnp.asarray(draw.normal(size=(M, 1))))
+    return F, Particles.uniform(jnp.asarray(draw.normal(size=(4, 3))))
+
+
+def phi(t, _=None):
+    return (t**2 + 0.1) ** -0.5
+
+
+@pytest.mark.parametrize("direction", [gradient, spectral(phi, part="full", depth=12)], ids=["gradient", "spectral"])
+def test_a_batch_of_everything_is_everything(direction):
+    F, mu = problem()
+    full, batched = (run(flow(direction, 0.1, batch_size=b), F, mu, jax.random.key(0), steps=3) for b in (None, M))
+    np.testing.assert_allclose(batched.mu.points, full.mu.points, atol=1e-10)
+    np.testing.assert_allclose(batched.records["value"], full.records["value"], atol=1e-12)
+    np.testing.assert_allclose(batched.records["gradient_norm"], full.records["gradient_norm"], atol=1e-10)
+
+
+def test_value_gradient_and_hessian_products_are_those_of_one_batch():
+    """Among all batches, the one that has the value has the gradient norm and φ(H)∇F as well, densely computed."""
+    F, mu = problem()
+    method = saddle_free_newton(0.1, beta=0.1, part="integral", depth=12, batch_size=SIZE)
+    keys = jax.random.split(jax.random.key(3), 40)
+    found = jax.jit(jax.vmap(lambda key: method.init(key, F, mu).evaluation))(keys)
+    x, inputs, targets = (np.asarray(a) for a in (mu.points, F.inputs, F.targets))
+    expected = []
+    for rows in itertools.combinations(range(M), SIZE):
+        batch = Network(x, np.full(4, 0.25), inputs[list(rows)], lambda h, r=rows: matrix_loss(h, targets[list(r)]), 1)
+        values, vectors = np.linalg.eigh(batch.integral_matrix())
+        g = batch.gradient(x)
+        direction = (vectors * phi(values)) @ vectors.T @ g.ravel()
+        expected.append((batch.value, np.sqrt(np.mean(np.sum(g**2, axis=1))), direction))
+    met = set()
+    for value, gradient_norm, field in zip(*found, strict=True):
+        which = int(np.argmin([abs(value - e[0]) for e in expected]))
+        np.testing.assert_allclose((value, gradient_norm), expected[which][:2], rtol=1e-10)
+        np.testing.assert_allclose(np.ravel(field), expected[which][2], atol=1e-9)
+        met.add(which)
+    assert len(met) >= 8  # of ten: every draw is another
+
+
+def test_a_batch_is_right_on_average():
+    F, mu = problem()
+    count = 3000
+    keys = jax.random.split(jax.random.key(4), count)
+    found = jax.jit(jax.vmap(lambda key: wgf(0.1, batch_size=SIZE).init(key, F, mu).evaluation))(keys)
+    full = wgf(0.1).init(jax.random.key(0), F, mu).evaluation
+    for a, b in ((found.field, full.field), (found.value, full.value)):
+        error = np.std(a, axis=0) / np.sqrt(count)
+        assert np.all(error > 0)
+        assert np.all(np.abs(np.mean(a, axis=0) - b) < 4.5 * error)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Marked:
+    """A functional whose batches carry a random mark, to be recognised by."""
+
+    mark: jax.Array
+
+    def batch(self, key, size):
+        return replace(self, mark=jax.random.uniform(key, dtype=self.mark.dtype) * size)
+
+    def __call__(self, mu):
+        return 0 * jnp.sum(mu.weights @ mu.points)
+
+
+def show(key, F, mu):
+    return Evaluation(F.mark, jnp.zeros_like(F.mark), jnp.broadcast_to(F.mark, mu.points.shape))
+
+
+def test_noise_and_the_gradient_after_it_share_a_batch_and_the_next_step_has_another():
+    trigger = gradient_trigger(eps=1.0, k_thres=5, f_thres=0.0)
+    method = flow(show, 1.0, lambda key, F, mu: jnp.broadcast_to(F.mark, mu.points.shape), trigger, batch_size=7)
+    F, mu = Marked(jnp.zeros(())), Particles.uniform(jnp.zeros((3, 2)))
+    state = method.init(jax.random.key(1), F, mu)
+    first = float(state.evaluation.value)
+    state, info = jax.jit(method.step)(jax.random.key(2), F, state)
+    assert bool(info.perturbed)
+    # moved by the mark of the jump's batch, and back by that of the gradient's
+    np.testing.assert_allclose(state.mu.points, 0, atol=1e-15)
+    second = float(info.value)
+    assert len({0.0, first, second}) == 3
+    assert 0 < first < 7
+    state, info = jax.jit(method.step)(jax.random.key(3), F, state)
+    assert not bool(info.perturbed)
+    np.testing.assert_allclose(state.mu.points, -second, rtol=1e-12)
+    assert float(info.value) not in (first, second)
+    again, _ = jax.jit(method.step)(jax.random.key(3), F, state._replace(step=state.step))
+    other, _ = jax.jit(method.step)(jax.random.key(4), F, state)
+    assert float(again.evaluation.value) != float(other.evaluation.value)
+
+
+def test_minibatches_lead_to_the_minimum():
+    draw = rng(6)
+    inputs = draw.normal(size=(40, 2))
+    teacher = draw.normal(size=(2, 3))
+    targets = np.tanh(inputs @ teacher[:, 1:].T) @ teacher[:, :1] / 2
+    F = functionals.mean_field_regression(jnp.asarray(inputs), jnp.asarray(targets))
+    mu = Particles.uniform(jnp.asarray(np.concatenate([teacher, teacher]) + 0.3 * draw.normal(size=(4, 3))))
+    solution = run(wgf(0.5, batch_size=8), F, mu, jax.random.key(0), steps=400)
+    assert float(F(solution.mu)) < 0.05 * float(F(mu))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda b: wgf(0.1, batch_size=b),
+        lambda b: pwgf(0.1, eps=0.1, eta_p=0.1, k_thres=3, f_thres=0.1, batch_size=b),
+        lambda b: saddle_free_newton(0.1, beta=0.1, batch_size=b),
+    ],
+    ids=["wgf", "pwgf", "saddle-free"],
+)
+def test_what_cannot_be_batched_is_refused(make):
+    F, mu = problem()
+    key = jax.random.key(0)
+    with pytest.raises(TypeError, match=r"flow: batch_size=2 but the functional has no batch\(key, size\) method"):
+        make(2).init(key, lambda mu: jnp.sum(mu.weights @ mu.points), mu)
+    with pytest.raises(ValueError, match=f"batch: size={M + 1}; there are {M} data points"):
+        make(M + 1).init(key, F, mu)
+    with pytest.raises(ValueError, match="flow: batch_size=0; give a positive number of data points"):
+        make(0)
