@@ -82,7 +82,8 @@ class Certificate(NamedTuple):
 
     Args:
         verdict: a :class:`Verdict`.
-        decided_by: "gradient", "integral", "full" or "both": what the verdict rests on.
+        decided_by: "gradient"; "full" where only the full Hessian shows the saddle or its absence; "integral" where
+            the integral one shows the saddle as well, "both" where it shows its absence as well.
         gradient_norm: ‖∇_μF‖ in L²(μ).
         integral: :class:`Curvature` of the integral Hessian H_μ.
         full: that of the full Hessian H_μ + H'_μ.
@@ -326,10 +327,12 @@ def certify(
 ) -> Certificate:
     r"""Is μ an (ε, δ)-second-order stationary point, a saddle, or neither?
 
-    Stationary means :math:`\|\nabla_\mu F\|_{L^2(\mu)}\le\varepsilon`; second order, that neither the integral Hessian
-    H_μ (the papers' criterion) nor the full Hessian H_μ + H'_μ has an eigenvalue below −δ. The second matters
-    on particles: at a Dirac, or wherever μ has no density, H_μ can be blind to a direction of descent that the local
-    part shows. Lanczos is deepened until the question is decided or ``max_products`` are spent on either operator.
+    Stationary means :math:`\|\nabla_\mu F\|_{L^2(\mu)}\le\varepsilon`; second order, that the full Hessian H_μ + H'_μ,
+    the second variation of F along moves of the particles, has no eigenvalue below −δ. The integral Hessian H_μ, the
+    papers' criterion, is looked at beside it: the two agree at a stationary density, but on particles H_μ can be blind
+    to a direction of descent (a Dirac on top of a hill) and can show one that the local part closes (a Dirac in a
+    valley of a repulsive F); the certificate says whether they agreed. Lanczos is deepened until the question is
+    decided or ``max_products`` are spent on either operator.
 
     Args:
         F: the functional.
@@ -387,28 +390,28 @@ def certify(
         direction = jax.tree.map(lambda leaf, s=sign: s.astype(leaf.dtype) * leaf, found.direction)
         curvatures[part], verdicts[part] = found._replace(direction=direction), verdict
     verdict, decided_by = _verdict(stationary, verdicts)
-    undecided = [curvatures[part] for part in verdicts if verdicts[part] == Verdict.undecided]
+    full = curvatures["full"]
     return Certificate(
         verdict,
         decided_by,
         float(gradient_norm),
         curvatures["integral"],
         curvatures["full"],
-        curvatures[decided_by].direction if verdict == Verdict.saddle else None,
+        curvatures["full"].direction if verdict == Verdict.saddle else None,
         eps,
         delta,
         failure,
-        verdict == Verdict.undecided and any(abs(c.eigenvalue + delta) <= 2 * c.rounding for c in undecided),
+        verdict == Verdict.undecided and abs(full.eigenvalue + delta) <= 2 * full.rounding,
     )
 
 
 def _verdict(stationary: bool | None, verdicts: dict[str, Verdict]) -> tuple[Verdict, str]:
     if not stationary:
         return (Verdict.undecided if stationary is None else Verdict.not_stationary), "gradient"
-    for part, verdict in verdicts.items():
-        if verdict == Verdict.saddle:
-            return verdict, part
-    for part, verdict in verdicts.items():
-        if verdict == Verdict.undecided:
-            return verdict, part
-    return Verdict.second_order_stationary, "both"
+    # The full Hessian is the second variation; the integral one is blind to the local part, for better and worse.
+    verdict = verdicts["full"]
+    if verdict == Verdict.saddle:
+        return verdict, "integral" if verdicts["integral"] == Verdict.saddle else "full"
+    if verdict == Verdict.second_order_stationary:
+        return verdict, "both" if verdicts["integral"] == verdict else "full"
+    return verdict, "full"

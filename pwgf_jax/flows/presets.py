@@ -68,7 +68,7 @@ def pwgf(
         sampler: ``"direct"`` (one Hessian product) or ``"lanczos"``; the same law.
         trigger: ``"gradient"``, the papers' indirect test, or ``"certificate"``.
         delta: δ, curvature that counts as negative; needed by ``"certificate"``.
-        depth: Lanczos steps per operator and examination of ``"certificate"``.
+        depth: Lanczos steps per examination of ``"certificate"``.
         along: what a certified jump moves along: the ``"noise"``, or the ``"direction"`` of least curvature, by the
             standard deviation that the noise has along it.
         batch_size: data points per evaluation, as in :func:`pwgf_jax.flow`; all of them if None.

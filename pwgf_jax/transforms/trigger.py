@@ -146,8 +146,8 @@ def certificate_trigger(
 ) -> Trigger:
     r"""The direct saddle test: where the gradient is small, look at the smallest eigenvalue before jumping.
 
-    Curvature below −δ, in the integral or the full Hessian, is jumped from; if its absence in both is certified with
-    probability 1 − failure, the run stops at once. Undecided falls back on the indirect test: jump, and stop if the
+    Curvature of the full Hessian below −δ is jumped from; if its absence is certified with probability 1 − failure,
+    the run stops at once. Undecided falls back on the indirect test: jump, and stop if the
     window of :func:`gradient_trigger` buys no decrease.
 
     Args:
@@ -157,7 +157,7 @@ def certificate_trigger(
         f_thres: as in :func:`gradient_trigger`, for undecided examinations.
         eta_p: the displacement found is η_p·abs(λ)·v, v the unit direction of least curvature λ: what
             Hessian-guided noise of the factor η_p has along v in standard deviation.
-        depth: Hessian products per operator and examination.
+        depth: Hessian products per examination.
         failure: probability that a certified stop is wrong.
 
     Returns:
@@ -182,14 +182,12 @@ def certificate_trigger(
         raise ValueError(f"certificate_trigger: eta_p={eta_p}; give a non-negative factor.")
 
     def examine(key: Array, F: Functional, mu: Particles) -> Examination:
-        integral_key, full_key = jax.random.split(key)
-        integral = sight(F, mu, "integral", integral_key, depth, failure)
-        full = sight(F, mu, "full", full_key, depth, failure)
-        least = jax.tree.map(lambda a, b: jnp.where(integral.eigenvalue < full.eigenvalue, a, b), integral, full)
+        seen = sight(F, mu, "full", key, depth, failure)
+        amplitude = eta_p * jnp.abs(seen.eigenvalue)
         return Examination(
-            least.eigenvalue + least.rounding < -delta,
-            (integral.lower >= -delta) & (full.lower >= -delta),
-            jax.tree.map(lambda leaf: (eta_p * jnp.abs(least.eigenvalue)).astype(leaf.dtype) * leaf, least.direction),
+            seen.eigenvalue + seen.rounding < -delta,
+            seen.lower >= -delta,
+            jax.tree.map(lambda leaf: amplitude.astype(leaf.dtype) * leaf, seen.direction),
         )
 
     return gradient_trigger(eps=eps, k_thres=k_thres, f_thres=f_thres)._replace(examine=examine)
