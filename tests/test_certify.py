@@ -232,6 +232,7 @@ def test_particles_count_if_and_only_if_they_have_mass(weight, dtype):
     else:
         assert (found.verdict, found.decided_by) == (Verdict.saddle, "full")
         np.testing.assert_allclose(found.full.eigenvalue, -1, rtol=1e-5)
+        assert found.direction is not None
         np.testing.assert_allclose(found.direction[:2], 0, atol=1e-3)
     np.testing.assert_array_equal(found.full.direction[2] == 0, weight == 0)
 

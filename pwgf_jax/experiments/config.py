@@ -138,7 +138,21 @@ def unfold(config: Config) -> list[Part]:
 
 
 def fingerprint(config: Config) -> str:
-    """A hash of everything that decides the results: the config, and the user's own files that it names."""
+    """A hash of everything that decides the results: the config, and the user's own files that it names.
+
+    Args:
+        config: of an experiment.
+
+    Returns:
+        Sixteen hexadecimal digits.
+
+    Example:
+        >>> table = {"functional": "icfl", "particles": 4, "data": {"source": "digits"}, "start": {"kind": "gaussian"}}
+        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
+        >>> config = parse({"name": "a", "steps": 2, "problem": table, "arms": arms})
+        >>> len(fingerprint(config))
+        16
+    """
     digest = hashlib.sha256(dump(config).encode())
     own = [config.problem.functional.name.rpartition(":")[0]] if config.problem.is_own else []
     if config.problem.data is not None and own_data(config.problem.data.name):

@@ -99,7 +99,23 @@ def resume(path: Path, *, quiet: bool = True) -> RunFolder:
 
 
 def unchanged(folder: RunFolder) -> Config:
-    """The config of a run, if it and the files that it names are what they were."""
+    """The config of a run, if it and the files that it names are what they were.
+
+    Args:
+        folder: of a run.
+
+    Returns:
+        Its config.
+
+    Raises:
+        ConfigError: if something has changed.
+
+    Example:
+        >>> unchanged(RunFolder(Path("no/such")))
+        Traceback (most recent call last):
+        ...
+        pwgf_jax.experiments.reading.ConfigError: no/such/config.toml: there is no such file.
+    """
     config = folder.config
     if fingerprint(config) != folder.info.get("config_hash"):
         raise ConfigError(
@@ -111,7 +127,20 @@ def unchanged(folder: RunFolder) -> Config:
 
 @contextmanager
 def settings(config: Config) -> Iterator[None]:
-    """The jax that a config asks for: its precision, and on CPU a device per core to spread seeds over."""
+    """The jax that a config asks for: its precision, and on CPU a device per core to spread seeds over.
+
+    Args:
+        config: of an experiment.
+
+    Example:
+        >>> from pwgf_jax.experiments.config import parse
+        >>> table = {"functional": "icfl", "particles": 4, "data": {"source": "digits"}, "start": {"kind": "gaussian"}}
+        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
+        >>> config = parse({"name": "a", "steps": 2, "dtype": "float32", "problem": table, "arms": arms})
+        >>> with settings(config):
+        ...     jax.numpy.ones(1).dtype.name
+        'float32'
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not chosen:

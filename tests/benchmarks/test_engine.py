@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ from pwgf_jax.solve.sharding import batched
 
 N, WIDTH, OUTPUTS, M = 400, 20, 5, 800
 LOOP = 20
-THRESHOLDS = {"eps": 0.0, "eta_p": 0.015, "k_thres": 100, "f_thres": 0.0}
+THRESHOLDS: dict[str, Any] = {"eps": 0.0, "eta_p": 0.015, "k_thres": 100, "f_thres": 0.0}
 
 
 def problem(key: jax.Array):
@@ -136,7 +137,7 @@ def test_untriggered_sweep(side_by_side, report):
 def test_paper_sized_experiment(report):
     """Three arms x ten seeds x 5000 steps, compilation and host loop included."""
     keys = jax.random.split(jax.random.key(0), 10)
-    thresholds = THRESHOLDS | {"eps": 0.02}
+    thresholds: dict[str, Any] = THRESHOLDS | {"eps": 0.02}
     arms = {"wgf": wgf(1e-2), "isotropic": isotropic_pwgf(1e-2, **thresholds), "pwgf": pwgf(1e-2, **thresholds)}
     begin = time.perf_counter()
     for flow in arms.values():
@@ -147,7 +148,7 @@ def test_paper_sized_experiment(report):
 def test_batching(side_by_side, report):
     keys = jax.random.split(jax.random.key(0), 8)
     steps, flow = 200, wgf(1e-3)
-    names = ["map", "vmap"] + (["shard"] if jax.device_count() > 1 else [])
+    names: list[Any] = ["map", "vmap"] + (["shard"] if jax.device_count() > 1 else [])
     runs = {}
     for name in names:
 

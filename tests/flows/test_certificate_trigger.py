@@ -139,7 +139,9 @@ def test_an_examination_finds_the_displacement_of_the_noises_own_size(dtype, tol
     F, saddle = factorization()
     F, saddle = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (F, saddle))
     trigger = certificate_trigger(eps=0.1, delta=0.05, k_thres=5, f_thres=0.0, eta_p=0.3, depth=12)
-    seen = jax.jit(lambda mu: trigger.examine(KEY, F, mu))(saddle)
+    examine = trigger.examine
+    assert examine is not None
+    seen = jax.jit(lambda mu: examine(KEY, F, mu))(saddle)
     assert bool(seen.saddle)
     assert not bool(seen.optimal)
     assert seen.escape.dtype == dtype

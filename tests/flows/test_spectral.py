@@ -1,6 +1,7 @@
 """Directions φ(H)∇F against closed forms, dense algebra and the published form of Sobolev descent."""
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -316,9 +317,9 @@ NOISE = {"eps": 0.1, "eta_p": 0.1, "k_thres": 3, "f_thres": 0.1}
         (lambda: saddle_free_newton(1.0, beta=0.0), "saddle_free_newton: beta=0.0; give a positive number"),
         (lambda: saddle_free_newton(1.0, beta=float("nan")), "beta=nan"),
         (lambda: saddle_free_newton(-1.0, beta=0.1), "step_size=-1.0"),
-        (lambda: saddle_free_newton(1.0, beta=0.1, damping="aside"), "'aside'"),
+        (lambda: saddle_free_newton(1.0, beta=0.1, damping=cast(Any, "aside")), "'aside'"),
         (lambda: saddle_free_newton(1.0, beta=0.1, part="local"), "part='local'"),
-        (lambda: saddle_free_newton(1.0, beta=0.1, solver="qr"), "'qr'"),
+        (lambda: saddle_free_newton(1.0, beta=0.1, solver=cast(Any, "qr")), "'qr'"),
         (lambda: saddle_free_newton(1.0, beta=0.1, solver="gram"), "knows the integral Hessian only"),
         (lambda: saddle_free_newton(1.0, beta=0.1, max_rms=0.0), "max_rms=0.0"),
         (lambda: saddle_free_newton(1.0, beta=0.1, perturbation={"eps": 0.1}), "lacks eta_p, f_thres, k_thres"),
