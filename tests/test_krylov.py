@@ -141,7 +141,7 @@ def test_a_zero_start_takes_no_step(dtype):
 
 
 def test_an_invariant_start_closes_its_subspace(dtype):
-    A = np.asarray(matrix("indefinite", jnp.float64))
+    A = rotated(SPECTRA["indefinite"], rng(1))
     vectors = np.linalg.eigh(A)[1]
     start = jnp.asarray(2 * vectors[:, 0] - 3 * vectors[:, 7], dtype)
     found = decompose(jnp.asarray(A, dtype), start)[7]
