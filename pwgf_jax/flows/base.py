@@ -223,7 +223,8 @@ def flow(
         trigger: when to jump, see :func:`pwgf_jax.transforms.gradient_trigger` and ``certificate_trigger``.
         batch_size: evaluate on a fresh ``F.batch(key, batch_size)`` each time, so that one batch serves a gradient and
             the Hessian products that go with it: those of φ(H)∇F, and of the noise of a jump with the gradient after
-            it. Values and gradient norms, and with them the trigger and the stop test, are then the batch's.
+            it. Values and gradient norms are then the batch's, and so are the trigger and the stop test, which
+            compares two batches: keep f_thres above their noise, or k_thres above the number of steps.
 
     Returns:
         A :class:`Flow`.
