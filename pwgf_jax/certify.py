@@ -265,13 +265,12 @@ def _restart(mu: Particles, direction: Field, depth: int) -> Any:
 
 def _grown(recurrence: krylov.Recurrence, depth: int) -> Any:
     """The same recurrence with room for more vectors."""
-    missing = depth - recurrence.diagonal.shape[0]
-    wider = {
-        name: jnp.pad(leaf, [(0, missing)] + [(0, 0)] * (leaf.ndim - 1))
-        for name, leaf in recurrence._asdict().items()
-        if name in ("basis", "diagonal", "off_diagonal")
-    }
-    return recurrence._replace(**wider)
+    missing = depth - recurrence.diagonal.size
+    return recurrence._replace(
+        basis=jnp.pad(recurrence.basis, (0, missing * recurrence.vector.size)),
+        diagonal=jnp.pad(recurrence.diagonal, (0, missing)),
+        off_diagonal=jnp.pad(recurrence.off_diagonal, (0, missing)),
+    )
 
 
 def _search(

@@ -119,9 +119,12 @@ def _check_depth(depth: int, size: int) -> None:
 
 
 class Recurrence(NamedTuple):
-    """Lanczos under way: what ``extend`` carries. Vectors past ``steps`` are zero."""
+    """Lanczos under way: what ``extend`` carries. Vectors past ``steps`` are zero.
 
-    basis: Float[Array, "depth n"]
+    The basis is one flat vector, row after row: as a matrix, XLA on CPU copies all of it to write a row.
+    """
+
+    basis: Float[Array, " depth*n"]
     diagonal: Float[Array, " depth"]
     off_diagonal: Float[Array, " depth"]
     vector: Float[Array, " n"]
@@ -137,7 +140,7 @@ def begin(start: Float[Array, " n"], depth: int) -> Recurrence:
     alive = length > 0
     first = jnp.where(alive, start / jnp.where(alive, length, 1), 0)
     zeros = jnp.zeros((depth,), dtype)
-    basis = jnp.zeros((depth, start.size), dtype)
+    basis = jnp.zeros((depth * start.size,), dtype)
     zero, count = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
     return Recurrence(basis, zeros, zeros, first, jnp.zeros_like(first), zero, count, alive)
 
@@ -152,10 +155,10 @@ def extend(matvec: Callable[[Array], Array], recurrence: Recurrence, first: Any,
 
     def step(i: Int[Array, ""], now: Recurrence) -> Recurrence:
         q = now.vector
-        basis = now.basis.at[i].set(q)
+        basis = jax.lax.dynamic_update_slice(now.basis, q, (i * q.size,))
         image = jnp.where(now.alive, matvec(q), 0)
         scale = jnp.maximum(now.scale, jnp.linalg.norm(image))
-        residual = orthogonalise(image, basis)
+        residual = orthogonalise(image, basis.reshape(-1, q.size))
         beta = jnp.linalg.norm(residual)
         alive = now.alive & (beta > rounding_level(q.size, q.dtype) * scale)
         residual = jnp.where(alive, residual, 0)
@@ -182,7 +185,8 @@ def rounding_level(size: int, dtype: Any) -> float:
 def finish(recurrence: Recurrence) -> Decomposition:
     off = recurrence.off_diagonal[:-1]
     tridiagonal = jnp.diag(recurrence.diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1)
-    return Decomposition(recurrence.basis, tridiagonal, recurrence.residual, recurrence.steps)
+    basis = recurrence.basis.reshape(-1, recurrence.vector.size)
+    return Decomposition(basis, tridiagonal, recurrence.residual, recurrence.steps)
 
 
 def decompose(matvec: Callable[[Array], Array], start: Float[Array, " n"], depth: int) -> Decomposition:

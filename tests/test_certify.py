@@ -292,7 +292,7 @@ def test_the_basis_never_outgrows_its_memory_and_restarts_find_what_one_basis_do
     deepen, depths = module._deepen, []
 
     def watched(F, mu, part, recurrence, *rest):
-        depths.append(recurrence.basis.shape[0])
+        depths.append(recurrence.basis.size // recurrence.vector.size)
         return deepen(F, mu, part, recurrence, *rest)
 
     monkeypatch.setattr(module, "_deepen", watched)

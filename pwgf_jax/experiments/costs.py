@@ -21,7 +21,8 @@ def cost_model(flow: Call, points: int | None) -> dict[str, float]:
 
     A gradient counts 1 and a Hessian product 1.3, so that a φ(H)∇F by Lanczos counts 1 + 1.3 · depth. A jump adds
     the products of its noise (1 for Hessian-guided noise, 32 by its Lanczos sampler, 8 for the energy of isotropic
-    noise), those of a certificate, and the direction where it leads. On a batch everything costs the batch's share.
+    noise), the examination of a certificate trigger, and the direction where it leads; an examination that ends in no
+    jump is not counted, as it is not recorded. On a batch everything costs the batch's share.
     The dense and the Gram solver are linear algebra of another kind, which no number of products stands for: they
     count as the depth that Lanczos would have had.
 
@@ -46,7 +47,7 @@ def cost_model(flow: Call, points: int | None) -> dict[str, float]:
         return {"step": share * step, "jump": 0.0}
     products = 8 if flow.name == "isotropic_pwgf" else _DEPTH if jumps.get("sampler") == "lanczos" else 1
     if arguments.get("trigger") == "certificate":
-        products += 2 * depth
+        products += depth + 1
     return {"step": share * step, "jump": share * (step + PRODUCT * products)}
 
 

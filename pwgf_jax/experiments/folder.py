@@ -138,6 +138,7 @@ class RunFolder:
             "finished": True,
             **timing,
             "status": [each.name for each in status],
+            "steps": [int(each) for each in np.asarray(solution.steps)],
             "meaning": {each.name: each.sentence for each in sorted(set(status))},
         }
         self.write_info(info)

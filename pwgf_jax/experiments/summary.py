@@ -90,7 +90,7 @@ def overview(arms: Mapping[str, Arm]) -> list[list[str]]:
     extra = {"test_loss": "final test loss", "test_accuracy": "final test accuracy"}
     present = [name for name in extra if any(name in arm.records for arm in arms.values())]
     heading = ["arm", "final F", "final gradient norm", *(extra[name] for name in present), "gradient peak at step"]
-    heading += [f"steps to {label} of F₀" for label in FRACTIONS] + ["jumps", "ended as", "seconds"]
+    heading += [f"steps to {label} of F₀" for label in FRACTIONS] + ["jumps", "stopped at step", "ended as", "seconds"]
     rows = [heading]
     for name, arm in arms.items():
         ended = Counter(Status(int(code)).name for code in arm.status)
@@ -100,6 +100,8 @@ def overview(arms: Mapping[str, Arm]) -> list[list[str]]:
         row += [spread(gradient_peak(arm))]
         row += [_reached(first_below(arm, fraction * start)) for fraction in FRACTIONS.values()]
         row += [spread(arm.of("perturbed").sum(axis=1).astype(float))]
+        taken = np.asarray(arm.info.get("steps", np.full(arm.finite.shape, arm.records["step"][-1])), float)
+        row += [spread(taken[arm.finite])]
         row += [", ".join(f"{count} {status}" for status, count in ended.items())]
         rows.append([*row, f"{arm.info.get('seconds', float('nan')):.1f}"])
     return rows

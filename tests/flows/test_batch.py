@@ -8,7 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pwgf_jax import Particles, flow, functionals, pwgf, run, saddle_free_newton, wgf
+from pwgf_jax import (
+    Particles,
+    flow,
+    functionals,
+    hessian_guided,
+    hessian_matrix,
+    norm,
+    pwgf,
+    run,
+    saddle_free_newton,
+    wgf,
+)
 from pwgf_jax.flows import Evaluation, gradient
 from pwgf_jax.flows.spectral import spectral
 from pwgf_jax.transforms import gradient_trigger
@@ -113,6 +124,26 @@ def test_noise_and_the_gradient_after_it_share_a_batch_and_the_next_step_has_ano
     again, _ = jax.jit(method.step)(jax.random.key(3), F, state._replace(step=state.step))
     other, _ = jax.jit(method.step)(jax.random.key(4), F, state)
     assert float(again.evaluation.value) != float(other.evaluation.value)
+
+
+def test_the_noise_of_a_batch_has_the_energy_of_its_spread_on_top():
+    """E tr H_B² = tr H² + (1/B)(1 − B/M) tr S², S² the variance of the Hessian over data: more noise, never less."""
+    F, mu = problem()
+    one = [hessian_matrix(replace(F, inputs=F.inputs[i : i + 1], targets=F.targets[i : i + 1]), mu) for i in range(M)]
+    mean = sum(one) / M
+    spread = sum(float(jnp.sum((each - mean) ** 2)) for each in one) / (M - 1)
+    plain = float(jnp.sum(mean**2))
+    expected = plain + spread * (1 / SIZE - 1 / M)
+    assert expected > 1.2 * plain
+
+    def energy(key):
+        batch_key, noise_key = jax.random.split(key)
+        return norm(mu, hessian_guided(noise_key, F.batch(batch_key, SIZE), mu)) ** 2
+
+    draws = np.asarray(jax.jit(jax.vmap(energy))(jax.random.split(jax.random.key(5), 20_000)))
+    error = draws.std() / np.sqrt(draws.size)
+    assert abs(draws.mean() - expected) < 4 * error
+    assert draws.mean() - plain > 8 * error
 
 
 def test_minibatches_lead_to_the_minimum():
