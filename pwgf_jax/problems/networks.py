@@ -1,0 +1,254 @@
+"""Students with too few neurons for their teacher, and one attention head: critical points in closed form."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from pwgf_jax.problems.base import CriticalPoint, Problem
+
+__all__ = ["attention_pca", "copy_average"]
+
+
+def _partitions(total: int, parts: int, least: int = 1) -> Iterator[tuple[int, ...]]:
+    """Ways to write ``total`` as a sum of ``parts`` positive integers, ascending."""
+    if parts == 1:
+        yield (total,)
+        return
+    for first in range(least, total // parts + 1):
+        for rest in _partitions(total - first, parts - 1, first):
+            yield (first, *rest)
+
+
+def _erf_overlap(w: Float[Array, "n d"], v: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """E σ(w·x)σ(v·x) for σ(z) = erf(z/√2)."""
+    lengths = jnp.sqrt((1 + jnp.sum(w**2, axis=1))[:, None] * (1 + jnp.sum(v**2, axis=1))[None, :])
+    return 2 / jnp.pi * jnp.arcsin((w @ v.T) / lengths)
+
+
+@jax.custom_jvp
+def _arc(u: Array) -> Array:
+    """The arc-cosine kernel of order one, h(u) = (√(1 − u²) + (π − arccos u) u)/(2π)."""
+    u = jnp.clip(u, -1, 1)
+    return (jnp.sqrt(1 - u**2) + (jnp.pi - jnp.arccos(u)) * u) / (2 * jnp.pi)
+
+
+@_arc.defjvp
+def _(primals, tangents):
+    # The singular terms of autodiff cancel: h' = (π − arccos u)/(2π), finite at u = ±1.
+    (u,), (du,) = primals, tangents
+    return _arc(u), (jnp.pi - jnp.arccos(jnp.clip(u, -1, 1))) / (2 * jnp.pi) * du
+
+
+def _relu_overlap(w: Float[Array, "n d"], v: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    lengths = jnp.linalg.norm(w, axis=1)[:, None] * jnp.linalg.norm(v, axis=1)[None, :]
+    return lengths * _arc((w @ v.T) / lengths)
+
+
+def _relu_self(w: Float[Array, "n d"]) -> Float[Array, "n n"]:
+    same = jnp.eye(w.shape[0], dtype=bool)
+    lengths = jnp.linalg.norm(w, axis=1)
+    cosine = jnp.where(same, 0, (w @ w.T) / (lengths[:, None] * lengths[None, :]))
+    return jnp.where(same, (lengths**2 / 2)[:, None], lengths[:, None] * lengths[None, :] * _arc(cosine))
+
+
+def copy_average(
+    teachers: int,
+    students: int,
+    *,
+    dimension: int | None = None,
+    activation: Literal["erf", "relu"] = "erf",
+    dtype: Any = jnp.float32,
+) -> Problem:
+    r"""A student network of n neurons for a teacher of k > n orthonormal ones, on Gaussian inputs, in closed form.
+
+    :math:`L(a,W)=a^\top K(W,W)a-2a^\top K(W,V)1+1^\top K(V,V)1` with
+    :math:`K(w,v)=\mathbb E\,\sigma(w\cdot x)\sigma(v\cdot x)`.
+    For :math:`\sigma(z)=\mathrm{erf}(z/\sqrt2)` every partition :math:`k=k_1+\dots+k_n` gives a critical point, the
+    copy-average configuration :math:`w_i=(k_i(2k_i-1))^{-1/2}\sum_{j\in\text{group }i}v_j`, :math:`a_i=k_i` with
+    :math:`L=\sum_iL^*(k_i)`, :math:`L^*(k)=\frac2\pi(k\arcsin\frac12-k^2\arcsin\frac1{2k})`. The partition
+    (1, …, 1, k − n + 1) is the best of them and a local minimum; the others are strict saddles, which
+    is verified here for k ≤ 5. For ReLU the closed form is known for one student.
+
+    Args:
+        teachers: k.
+        students: n, 1 ≤ n < k.
+        dimension: of the inputs, at least k, which is the default.
+        activation: ``"erf"`` or ``"relu"``.
+        dtype: of the parameters.
+
+    Returns:
+        The problem in {"a": (n,), "w": (n, dimension)}; starts are Gaussian, of variance 1/dimension for w.
+
+    Raises:
+        ValueError: if the numbers do not fit together, or the activation is unknown.
+
+    Example:
+        >>> problem = copy_average(4, 2)
+        >>> [each.name for each in problem.saddles], problem.minimum.name, round(problem.minimum.value, 6)
+        (['2+2'], '1+3', 0.040593)
+
+    References:
+        Şimşek, Bendjeddou, Gerstner, Brea, NeurIPS 2023, arXiv:2311.01644, Thms 4.1, 4.2.
+    """
+    d = teachers if dimension is None else dimension
+    if not 1 <= students < teachers <= d:
+        raise ValueError(
+            f"copy_average: teachers={teachers}, students={students}, dimension={d}; "
+            "need students < teachers <= dimension."
+        )
+    if activation not in ("erf", "relu"):
+        raise ValueError(f'copy_average: activation={activation!r}; choose "erf" or "relu".')
+    if activation == "relu" and students > 1:
+        raise ValueError(f"copy_average: students={students}; for relu the closed form is known for one student only.")
+    V = jnp.eye(teachers, d, dtype=dtype)
+    overlap, own = (_erf_overlap, lambda w: _erf_overlap(w, w)) if activation == "erf" else (_relu_overlap, _relu_self)
+    constant = jnp.sum(own(V))
+
+    def value(parameters: PyTree) -> Float[Array, ""]:
+        a, w = parameters["a"], parameters["w"]
+        return a @ own(w) @ a - 2 * a @ overlap(w, V) @ jnp.ones(teachers, a.dtype) + constant
+
+    def init(key: Array) -> PyTree:
+        a_key, w_key = jax.random.split(key)
+        w = jax.random.normal(w_key, (students, d), dtype) / math.sqrt(d)
+        return {"a": jax.random.normal(a_key, (students,), dtype), "w": w}
+
+    def at(partition: tuple[int, ...]) -> CriticalPoint:
+        edges = np.cumsum((0, *partition))
+        w = np.zeros((students, d))
+        for i, (first, last) in enumerate(itertools.pairwise(edges)):
+            w[i, first:last] = 1
+        if activation == "erf":
+            w /= np.sqrt([k * (2 * k - 1) for k in partition])[:, None]
+            level = sum(2 / math.pi * (k * math.asin(1 / 2) - k**2 * math.asin(1 / (2 * k))) for k in partition)
+            a = np.asarray(partition, float)
+        else:
+            k, u = teachers, 1 / math.sqrt(teachers)
+            arc = (math.sqrt(1 - u**2) + (math.pi - math.acos(u)) * u) / (2 * math.pi)
+            w, a = w / math.sqrt(k), np.asarray([2 * k * arc])
+            level = k / 2 + k * (k - 1) / (2 * math.pi) - 2 * k**2 * arc**2
+        point = {"a": jnp.asarray(a, dtype), "w": jnp.asarray(w, dtype)}
+        best = partition == (1,) * (students - 1) + (teachers - students + 1,)
+        return CriticalPoint("+".join(map(str, partition)), point, level, None, None, best)
+
+    points = [at(partition) for partition in _partitions(teachers, students)]
+    saddles = tuple(point for point in points if not point.is_minimum)
+    return Problem(value, init, saddles, next(point for point in points if point.is_minimum))
+
+
+def attention_pca(
+    covariance: Float[Array, "d d"],
+    *,
+    prompt: int | None = None,
+    head: Literal["linear", "softmax"] = "linear",
+    prompts: Float[Array, "b l d"] | None = None,
+    scale: float = 1e-3,
+) -> Problem:
+    r"""One attention head with a rank-one value u, trained to denoise: it learns principal components.
+
+    The head predicts the query from the prompt, :math:`T(X)=\frac1\ell\sum_k(X_1^\top u)(u^\top X_k)X_k` (linear) or
+    :math:`\sum_k\mathrm{softmax}_k(X_1^\top uu^\top X_k)X_k`, and :math:`R(u)=\mathbb E|X_1-T(X)|^2`. With tokens
+    N(0, Σ), :math:`q=u^\top\Sigma u`, :math:`p=u^\top\Sigma^2u`:
+
+    * infinite prompt, both heads: :math:`R=\mathrm{tr}\Sigma-2p+qp`; critical at 0 (spectrum −4λ²) and ±v_i/√λ_i,
+      :math:`R=\mathrm{tr}\Sigma-\lambda_i`, spectrum :math:`2\lambda_j(\lambda_i-\lambda_j)` and :math:`8\lambda_i^2`;
+    * prompt of ℓ tokens, query among them, linear head:
+      :math:`R_\ell=\mathrm{tr}\Sigma-\frac2\ell(q\,\mathrm{tr}\Sigma+(\ell+1)p)+\frac{\ell+2}{\ell^2}(q^2\mathrm{tr}\Sigma+(\ell+3)qp)`,
+      critical along the same eigenvectors;
+    * given ``prompts``: the mean over these, either head, a finite sum; its critical points are those of the
+      population only in the limit, so that none but the origin is listed.
+
+    Args:
+        covariance: Σ, positive definite, distinct eigenvalues.
+        prompt: ℓ; None for an infinite prompt.
+        head: ``"linear"``, or ``"softmax"``, which has a closed form for an infinite prompt (the same).
+        prompts: tokens to average over instead of a closed form, shape (b, ℓ, d), the query first.
+        scale: standard deviation of the start about 0.
+
+    Returns:
+        The problem; the minimum is the leading eigenvector, up to its sign.
+
+    Raises:
+        ValueError: if Σ is not positive definite, the head unknown, or a softmax head asked for at finite ℓ
+            without prompts.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> problem = attention_pca(jnp.diag(jnp.array([2.0, 1.0])))
+        >>> float(problem.minimum.value), [float(each.curvature) for each in problem.saddles]
+        (1.0, [-16.0, -4.0])
+
+    References:
+        Maulen-Soto, Boyer, arXiv:2605.18315; the form of the head is after arXiv:2505.13112, the spectra are derived
+        in the tests.
+    """
+    sigma = np.asarray(covariance, float)
+    if sigma.ndim != 2 or sigma.shape[0] != sigma.shape[1] or np.linalg.eigvalsh((sigma + sigma.T) / 2).min() <= 0:
+        raise ValueError(f"attention_pca: the covariance has shape {sigma.shape}; give a positive definite matrix.")
+    if head not in ("linear", "softmax"):
+        raise ValueError(f'attention_pca: head={head!r}; choose "linear" or "softmax".')
+    if prompts is None and head == "softmax" and prompt is not None:
+        raise ValueError(
+            'attention_pca: head="softmax" has no closed form at a finite prompt; give prompts to average over.'
+        )
+    if prompt is not None and prompt < 1:
+        raise ValueError(f"attention_pca: prompt={prompt}; give at least one token, or None for infinitely many.")
+    values, vectors = np.linalg.eigh(sigma)
+    values, vectors = values[::-1], vectors[:, ::-1]
+    S, total = jnp.asarray(covariance), float(values.sum())
+    # R = total − 2(b q + c p) + e q² + g q p in every closed form.
+    if prompt is None:
+        b, c, e, g = 0.0, 1.0, 0.0, 1.0
+    else:
+        b, c = total / prompt, (prompt + 1) / prompt
+        e, g = (prompt + 2) / prompt**2 * total, (prompt + 2) / prompt**2 * (prompt + 3)
+    zero = jnp.zeros(values.size, S.dtype)
+
+    def risk(u: Float[Array, " d"]) -> Float[Array, ""]:
+        image = S @ u
+        q, p = u @ image, image @ image
+        return total - 2 * (b * q + c * p) + e * q**2 + g * q * p
+
+    def components(u: Float[Array, " d"], indices: Array) -> Float[Array, " n"]:
+        X = jnp.asarray(prompts)[indices]
+        scores = (X @ u) * (X[:, 0] @ u)[:, None]
+        mixing = scores / X.shape[1] if head == "linear" else jax.nn.softmax(scores, axis=1)
+        return jnp.sum((X[:, 0] - jnp.einsum("nl,nld->nd", mixing, X)) ** 2, axis=1)
+
+    def curvatures(length: float, i: int | None) -> np.ndarray:
+        """Of R at a multiple of eigenvector i, along every eigenvector."""
+        level = 0.0 if i is None else length**2 * values[i]
+        slope = 0.0 if i is None else length**2 * values[i] ** 2
+        rates = -2 * (b * values + c * values**2) + 2 * e * level * values + g * (values * slope + level * values**2)
+        found = 2 * rates
+        if i is not None:
+            found[i] = 8 * length**2 * (e * values[i] ** 2 + g * values[i] ** 3)
+        return found
+
+    def at(i: int) -> CriticalPoint:
+        quadratic, quartic = b * values[i] + c * values[i] ** 2, e * values[i] ** 2 + g * values[i] ** 3
+        length = math.sqrt(quadratic / quartic)
+        spectrum = np.sort(curvatures(length, i))
+        point = jnp.asarray(length * vectors[:, i], S.dtype)
+        return CriticalPoint(f"eigenvector {i}", point, total - quadratic**2 / quartic, spectrum[0], spectrum, i == 0)
+
+    def init(key: Array) -> Array:
+        return scale * jax.random.normal(key, zero.shape, zero.dtype)
+
+    if prompts is not None:
+        count = jnp.shape(prompts)[0]
+        origin = CriticalPoint("origin", zero, float(jnp.mean(components(zero, jnp.arange(count)))))
+        return Problem(
+            lambda u: jnp.mean(components(u, jnp.arange(count))), init, (origin,), at(0), (), components, count
+        )
+    spectrum = np.sort(curvatures(0.0, None))
+    origin = CriticalPoint("origin", zero, total, spectrum[0], spectrum)
+    return Problem(risk, init, (origin, *(at(i) for i in range(1, values.size))), at(0))

@@ -1,0 +1,211 @@
+"""Euclidean Newton methods that leave saddles: saddle-free and cubic-regularised, in a Krylov space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from pwgf_jax import krylov
+from pwgf_jax.krylov import check_key, matrix_function
+from pwgf_jax.transforms.perturb import needed
+
+__all__ = ["CubicState", "absolute_inverse", "cubic_newton", "scale_by_saddle_free_newton"]
+
+
+def absolute_inverse(beta: Any, damping: Literal["inside", "outside"] = "inside") -> Callable[[Array], Array]:
+    r"""The factor of saddle-free Newton: :math:`(t^2+\beta)^{-1/2}` or :math:`1/(|t|+\beta)`.
+
+    Args:
+        beta: β > 0, a number or a scalar array.
+        damping: ``"inside"`` the root or ``"outside"``.
+
+    Returns:
+        φ, of eigenvalues.
+
+    Raises:
+        ValueError: if the damping is neither.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> absolute_inverse(0.5, "outside")(jnp.array([-1.5, 0.5])).tolist()
+        [0.5, 1.0]
+    """
+    if damping not in ("inside", "outside"):
+        raise ValueError(f'damping={damping!r}; choose "inside" or "outside".')
+    return lambda t: 1 / jnp.sqrt(t**2 + beta) if damping == "inside" else 1 / (jnp.abs(t) + beta)
+
+
+def _hessian(value_fn: Callable[[PyTree], Array], params: PyTree) -> Callable[[PyTree], PyTree]:
+    with jax.default_matmul_precision("highest"):
+        return jax.linearize(jax.grad(value_fn), params)[1]
+
+
+def _size(tree: PyTree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def scale_by_saddle_free_newton(
+    beta: float, *, depth: int = 20, damping: Literal["inside", "outside"] = "inside"
+) -> optax.GradientTransformationExtraArgs:
+    r"""Precondition by \|H\|⁻¹, :math:`u\mapsto(H^2+\beta)^{-1/2}u`: the Euclidean twin of WSFN.
+
+    By Lanczos from u, ``depth`` Hessian products of ``value_fn``. It sees the curvature that u has a component of: at
+    an exact saddle chain :func:`pwgf_jax.transforms.perturb_at_saddle` after it. Follow it by a learning rate near one.
+
+    Args:
+        beta: β > 0 [curvature squared; curvature for ``"outside"``].
+        depth: Krylov dimension, capped by the number of parameters.
+        damping: ``"inside"`` or ``"outside"``, as in :func:`pwgf_jax.saddle_free_newton`.
+
+    Returns:
+        A transformation whose ``update`` needs ``params`` and ``value_fn``.
+
+    Raises:
+        ValueError: if β or the depth is not positive.
+        TypeError: if an extra argument is missing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> f = lambda x: 2 * x[0] ** 2 - x[1] ** 2
+        >>> optimizer = optax.chain(scale_by_saddle_free_newton(1e-6), optax.scale_by_learning_rate(1.0))
+        >>> x = jnp.array([1.0, 0.1])
+        >>> updates, _ = optimizer.update(jax.grad(f)(x), optimizer.init(x), x, value_fn=f)
+        >>> [round(float(each), 3) for each in x + updates]
+        [-0.0, 0.2]
+
+    References:
+        Dauphin et al., NeurIPS 2014, arXiv:1406.2572; the same function of the Hessian as
+        :func:`pwgf_jax.saddle_free_newton`.
+    """
+    if not beta > 0 or depth < 1:
+        raise ValueError(f"scale_by_saddle_free_newton: beta={beta}, depth={depth}; give beta > 0 and depth >= 1.")
+    phi = absolute_inverse(beta, damping)
+
+    def init(params: PyTree) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update(
+        updates: PyTree, state: optax.EmptyState, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
+    ) -> tuple[PyTree, optax.EmptyState]:
+        del extra_args
+        needed("scale_by_saddle_free_newton", params=params, value_fn=value_fn)
+        return matrix_function(_hessian(value_fn, params), updates, phi, min(depth, _size(params))), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class CubicState(NamedTuple):
+    """State of :func:`cubic_newton`.
+
+    Args:
+        key: for the next Krylov start.
+        length: of the last step: it bounds the gradient and the negative curvature where it led.
+        curvature: smallest Ritz value seen before that step.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> float(cubic_newton(1.0, key=jax.random.key(0)).init(jnp.zeros(2)).length)
+        inf
+    """
+
+    key: Array
+    length: Float[Array, ""]
+    curvature: Float[Array, ""]
+
+
+def cubic_newton(lipschitz: float, *, depth: int = 20, key: Array) -> optax.GradientTransformationExtraArgs:
+    r"""Newton's method with cubic regularisation, :math:`\min_h\langle g,h\rangle+\frac12h^\top Hh+\frac M6|h|^3`.
+
+    The minimiser solves :math:`(H+\frac{Mr}2)h=-g`, :math:`r=|h|`, :math:`H+\frac{Mr}2\succeq0`; it is found exactly in
+    the Krylov space of g, slightly turned at random so that no eigenvector is missed. At a saddle with g = 0 (the hard
+    case) the step is r = −2λ_min/M along the least eigenvector: exact saddles are left at once. The updates that come
+    in are taken as the gradient; no learning rate belongs after it.
+
+    Args:
+        lipschitz: M, Lipschitz constant of the Hessian; larger is safer and slower.
+        depth: Krylov dimension, capped by the number of parameters.
+        key: typed random key.
+
+    Returns:
+        A transformation whose ``update`` needs ``params`` and ``value_fn``.
+
+    Raises:
+        ValueError: if M or the depth is not positive.
+        TypeError: if the key is no typed key or an extra argument is missing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> f = lambda x: -(x[0] ** 2) / 2 + x[1] ** 2 / 2
+        >>> optimizer, x = cubic_newton(4.0, key=jax.random.key(0)), jnp.zeros(2)
+        >>> step, _ = optimizer.update(jax.grad(f)(x), optimizer.init(x), x, value_fn=f)
+        >>> round(float(jnp.abs(step[0])), 3), round(float(jnp.abs(step[1])), 3)
+        (0.5, 0.0)
+
+    References:
+        Nesterov, Polyak, Math. Program. 108 (2006); Carmon, Duchi, SIAM Review 62 (2020), for the Krylov space and the
+        random turn.
+    """
+    check_key(key, "cubic_newton")
+    if not lipschitz > 0 or depth < 1:
+        raise ValueError(f"cubic_newton: lipschitz={lipschitz}, depth={depth}; give positive numbers.")
+
+    def init(params: PyTree) -> CubicState:
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        return CubicState(key, jnp.full((), jnp.inf, dtype), jnp.zeros((), dtype))
+
+    def update(
+        updates: PyTree, state: CubicState, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
+    ) -> tuple[PyTree, CubicState]:
+        del extra_args
+        needed("cubic_newton", params=params, value_fn=value_fn)
+        next_key, turn_key = jax.random.split(state.key)
+        flat = krylov.flatten(_hessian(value_fn, params), updates)
+        gradient = flat.to_flat(updates)
+        with jax.default_matmul_precision("highest"):
+            length = jnp.linalg.norm(gradient)
+            unit = jnp.where(length > 0, gradient / jnp.where(length > 0, length, 1), 0)
+            turn = jax.random.normal(turn_key, gradient.shape, gradient.dtype)
+            start = unit + 1e-2 * turn / jnp.linalg.norm(turn)
+            found = krylov.decompose(flat.matvec, start, min(depth, gradient.size))
+            values, vectors, genuine = krylov.ritz(found)
+            slopes = vectors.T @ (found.basis @ gradient)
+            coefficients = _cubic_step(values, slopes, genuine, lipschitz)
+            step = (vectors @ coefficients) @ found.basis
+        length = jnp.linalg.norm(step).astype(state.length.dtype)
+        return flat.to_field(step), CubicState(next_key, length, values[0].astype(state.curvature.dtype))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _cubic_step(values: Array, slopes: Array, genuine: Array, lipschitz: float) -> Array:
+    """Minimise ⟨c, h⟩ + ½Σλh² + M|h|³/6 in eigen-coordinates: the secular equation by bisection."""
+    slopes = jnp.where(genuine, slopes, 0)
+    half = lipschitz / 2
+    least = jnp.maximum(0, -values[0] / half)
+
+    def coordinates(r: Array) -> Array:
+        shifted = values + half * r
+        safe = shifted > 0
+        return jnp.where(safe, -slopes / jnp.where(safe, shifted, 1), 0)
+
+    # |h(r)| − r falls with r; at this upper end it is negative: (λ + Mr/2) r ≥ |c| there.
+    upper = least + jnp.sqrt(jnp.linalg.norm(slopes) / half) * 2 + jnp.finfo(values.dtype).tiny
+
+    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        longer = jnp.linalg.norm(coordinates(middle)) > middle
+        return jnp.where(longer, middle, low), jnp.where(longer, high, middle)
+
+    _, r = jax.lax.fori_loop(0, 60, halve, (least, upper))
+    inside = coordinates(r)
+    # The hard case: no component of c along the least eigenvector fills the length r, so that vector itself does.
+    missing = jnp.sqrt(jnp.maximum(r**2 - jnp.sum(inside**2), 0))
+    hard = (values[0] < 0) & (missing > 1e-3 * r)
+    return jnp.where(hard, inside.at[0].add(jnp.where(slopes[0] > 0, -missing, missing)), inside)

@@ -1,0 +1,417 @@
+r"""Perturbing where the gradient is small, for the parameters of any optax user.
+
+Extra arguments follow optax's line searches: ``value`` and ``grad`` at the parameters, and ``value_fn``, the objective
+as a function of them. Whatever else is passed is ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from pwgf_jax.krylov import check_key
+from pwgf_jax.transforms.trigger import Trigger, Window, gradient_trigger
+
+__all__ = [
+    "PGDConstants",
+    "PerturbState",
+    "ball_noise",
+    "gaussian_noise",
+    "hessian_product_noise",
+    "perturb_at_saddle",
+    "pgd",
+    "pgd_constants",
+    "scale_by_measure",
+]
+
+Noise: TypeAlias = Callable[[Array, PyTree, Any], PyTree]
+"""(key, params, value_fn) -> displacement of the parameters."""
+
+
+def _norm(tree: PyTree) -> Array:
+    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
+        return optax.tree.norm(tree)
+
+
+def _white(key: Array, like: PyTree) -> PyTree:
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    drawn = [jax.random.normal(k, jnp.shape(x), jnp.result_type(x)) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def _positive(name: str, number: float) -> None:
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name}={number}; give a positive number.")
+
+
+def ball_noise(radius: float) -> Noise:
+    r"""Noise uniform in the ball of a radius, over all parameters together.
+
+    Args:
+        radius: r [units of the parameters].
+
+    Returns:
+        (key, params, value_fn) -> displacement.
+
+    Raises:
+        ValueError: if the radius is not positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> noise = ball_noise(0.5)(jax.random.key(0), {"a": jnp.zeros(3), "b": jnp.zeros(())}, None)
+        >>> bool(optax.tree.norm(noise) <= 0.5)
+        True
+    """
+    _positive("ball_noise: radius", radius)
+
+    def noise(key: Array, params: PyTree, value_fn: Any) -> PyTree:
+        del value_fn
+        direction_key, length_key = jax.random.split(key)
+        z = _white(direction_key, params)
+        size = sum(leaf.size for leaf in jax.tree.leaves(z))
+        length = _norm(z)
+        factor = radius * jax.random.uniform(length_key, dtype=length.dtype) ** (1 / size) / length
+        return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, z)
+
+    return noise
+
+
+def gaussian_noise(scale: float) -> Noise:
+    """White Gaussian noise of a standard deviation per coordinate.
+
+    Args:
+        scale: standard deviation [units of the parameters].
+
+    Returns:
+        (key, params, value_fn) -> displacement.
+
+    Raises:
+        ValueError: if the scale is not positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> gaussian_noise(1.0)(jax.random.key(0), jnp.zeros(3), None).shape
+        (3,)
+    """
+    _positive("gaussian_noise: scale", scale)
+    return lambda key, params, value_fn: jax.tree.map(lambda leaf: scale * leaf, _white(key, params))
+
+
+def hessian_product_noise(eta_p: float) -> Noise:
+    r"""Hessian-guided noise in finite dimension, :math:`\eta_p H z` with z white: covariance :math:`\eta_p^2H^2`.
+
+    One Hessian-vector product of ``value_fn``. It is large where the curvature is, of either sign, and zero where there
+    is none; along an eigenvector of curvature −δ it has the standard deviation η_p δ.
+
+    Args:
+        eta_p: factor of the noise [units of the parameters per curvature].
+
+    Returns:
+        (key, params, value_fn) -> displacement.
+
+    Raises:
+        ValueError: if the factor is not positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> f = lambda x: -(x[0] ** 2) / 2  # flat along the second coordinate
+        >>> noise = hessian_product_noise(1.0)(jax.random.key(0), jnp.zeros(2), f)
+        >>> bool(noise[0] != 0), float(noise[1])
+        (True, 0.0)
+
+    References:
+        The finite-dimensional counterpart of the noise of Yamamoto, Kim, Suzuki, arXiv:2509.16974.
+    """
+    _positive("hessian_product_noise: eta_p", eta_p)
+
+    def noise(key: Array, params: PyTree, value_fn: Any) -> PyTree:
+        if value_fn is None:
+            raise TypeError("hessian_product_noise: value_fn is missing; pass value_fn=loss to update.")
+        with jax.default_matmul_precision("highest"):
+            product = jax.jvp(jax.grad(value_fn), (params,), (_white(key, params),))[1]
+        return jax.tree.map(lambda leaf: eta_p * leaf, product)
+
+    return noise
+
+
+class PerturbState(NamedTuple):
+    """State of :func:`perturb_at_saddle`.
+
+    Args:
+        key: for the next noise.
+        count: updates made, int32.
+        window: the trigger's :class:`pwgf_jax.transforms.Window`; ``saved`` are the parameters before the last jump.
+        perturbed: whether the last update was a jump.
+        stopped: whether a window ended without decrease; the parameters are then back at ``window.saved`` for good.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> trigger = gradient_trigger(eps=0.1, k_thres=5, f_thres=0.0)
+        >>> bool(perturb_at_saddle(ball_noise(0.1), trigger, jax.random.key(0)).init(jnp.zeros(2)).stopped)
+        False
+    """
+
+    key: Array
+    count: Int[Array, ""]
+    window: Window
+    perturbed: Bool[Array, ""]
+    stopped: Bool[Array, ""]
+
+
+def needed(caller: str, **arguments: Any) -> None:
+    """Name the extra arguments that are missing."""
+    missing = [name for name, given in arguments.items() if given is None]
+    if missing:
+        passed = ", ".join(f"{name}=..." for name in missing)
+        raise TypeError(f"{caller}: {' and '.join(missing)} missing; call update(updates, state, params, {passed}).")
+
+
+def perturb_at_saddle(noise: Noise, trigger: Trigger, key: Array) -> optax.GradientTransformationExtraArgs:
+    r"""Replace an update by a jump where a trigger fires; put it last in a chain.
+
+    A jump takes an update of its own, so that the next gradient is that of the perturbed point, as in the papers'
+    algorithms. Where the window after a jump ends without the decrease that the trigger asks for, the parameters
+    return to those before the jump, and stay: ``state.stopped``.
+
+    Args:
+        noise: (key, params, value_fn) -> displacement, such as :func:`ball_noise` or :func:`hessian_product_noise`.
+        trigger: a :func:`pwgf_jax.transforms.gradient_trigger`, the piece that the flows use.
+        key: typed random key; the transform keeps it in its state.
+
+    Returns:
+        A transformation whose ``update`` needs ``params``, ``value`` and ``grad`` (and ``value_fn`` if the noise does).
+
+    Raises:
+        TypeError: if the key is no typed key, or an extra argument is missing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> f = lambda x: x[0] ** 4 / 4 - x[0] ** 2 / 2 + x[1] ** 2 / 2
+        >>> trigger = gradient_trigger(eps=1e-3, k_thres=90, f_thres=1e-3)
+        >>> jump = perturb_at_saddle(ball_noise(1e-2), trigger, jax.random.key(0))
+        >>> optimizer = optax.chain(optax.adam(0.1), jump)
+        >>> x = jnp.zeros(2)  # the saddle: adam alone stays for ever
+        >>> state = optimizer.init(x)
+        >>> for _ in range(200):
+        ...     value, grad = jax.value_and_grad(f)(x)
+        ...     updates, state = optimizer.update(grad, state, x, value=value, grad=grad, value_fn=f)
+        ...     x = optax.apply_updates(x, updates)
+        >>> round(float(f(x)), 3)
+        -0.25
+
+    References:
+        Jin et al., arXiv:1703.00887, Alg. 4; the same trigger drives :func:`pwgf_jax.pwgf`.
+    """
+    check_key(key, "perturb_at_saddle")
+
+    def init(params: PyTree) -> PerturbState:
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        window = trigger.init(params, jnp.full((), jnp.inf, dtype))
+        no = jnp.zeros((), bool)
+        return PerturbState(key, jnp.zeros((), jnp.int32), window, no, no)
+
+    def update(
+        updates: PyTree,
+        state: PerturbState,
+        params: PyTree = None,
+        *,
+        value: Any = None,
+        grad: Any = None,
+        value_fn: Any = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, PerturbState]:
+        del extra_args
+        needed("perturb_at_saddle", params=params, value=value, grad=grad)
+        window, count = state.window, state.count
+        held = jnp.asarray(window.saved_value)
+        value = jnp.asarray(value, held.dtype)
+        # ``value`` is that of the parameters before this update: the step before has ended with it.
+        ends = ~state.stopped & trigger.should_stop(window, count - 1, value)
+        length = _norm(grad).astype(held.dtype)
+        fires = ~state.stopped & ~ends & trigger.should_perturb(window, count, length)
+        next_key, noise_key = jax.random.split(state.key)
+
+        def jump(current: PyTree) -> PyTree:
+            drawn = noise(noise_key, params, value_fn)
+            return jax.tree.map(lambda u, xi: xi.astype(jnp.result_type(u)), current, drawn)
+
+        updates = jax.lax.cond(fires, jump, lambda current: current, updates)
+        back = jax.tree.map(lambda u, x, saved: (saved - x).astype(jnp.result_type(u)), updates, params, window.saved)
+        stopped = state.stopped | ends
+        updates = jax.tree.map(lambda u, b: jnp.where(stopped, b, u), updates, back)
+        opened = trigger.jump(window, count, params, value)
+        window = jax.tree.map(lambda new, old: jnp.where(fires, new, old), opened, window)
+        return updates, PerturbState(next_key, count + 1, window, fires, stopped)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class PGDConstants(NamedTuple):
+    """Constants of perturbed gradient descent, in the units of the objective and of its parameters.
+
+    Args:
+        learning_rate: η.
+        radius: of the ball of the noise, as a displacement.
+        eps: gradient norm that triggers.
+        k_thres: length of the waiting window [steps].
+        f_thres: decrease that a window has to exceed.
+
+    Example:
+        >>> pgd_constants(smoothness=1.0, hessian_lipschitz=1.0, eps=0.1, gap=1.0, dimension=10)._fields
+        ('learning_rate', 'radius', 'eps', 'k_thres', 'f_thres')
+    """
+
+    learning_rate: float
+    radius: float
+    eps: float
+    k_thres: int
+    f_thres: float
+
+
+def pgd_constants(
+    *,
+    smoothness: float,
+    hessian_lipschitz: float,
+    eps: float,
+    gap: float,
+    dimension: int,
+    failure: float = 0.1,
+    c: float = 0.5,
+    variant: str = "2017",
+) -> PGDConstants:
+    r"""The constants of the two papers on perturbed gradient descent (PGD).
+
+    ``"2017"``: :math:`\chi=3\max\{\log\frac{d\ell\Delta_f}{c\epsilon^2p},4\}`, :math:`\eta=c/\ell`,
+    :math:`r=\frac{\sqrt c}{\chi^2}\frac\epsilon\ell`, :math:`g=\frac{\sqrt c}{\chi^2}\epsilon`,
+    :math:`f=\frac c{\chi^3}\sqrt{\epsilon^3/\rho}`, :math:`t=\frac\chi{c^2}\frac\ell{\sqrt{\rho\epsilon}}`.
+    ``"2021"``: :math:`\eta=1/\ell`, displacement :math:`\eta\epsilon/(400\iota^3)`,
+    :math:`t=\iota\ell/\sqrt{\rho\epsilon}`, :math:`f=\frac1{50\iota^3}\sqrt{\epsilon^3/\rho}`, ι the least with
+    :math:`400\iota^4\frac{\ell\Delta_f}{\epsilon^2}\frac{\ell\sqrt d}{\sqrt{\rho\epsilon}}\iota^22^{8-\iota}\le p`.
+    They are worst cases: in practice far larger steps and radii work.
+
+    Args:
+        smoothness: ℓ, Lipschitz constant of the gradient.
+        hessian_lipschitz: ρ, of the Hessian.
+        eps: ε: the end is an ε-second-order point, \|∇f\| ≤ ε and λ_min ≥ −√(ρε).
+        gap: Δ_f = f(x₀) − f*.
+        dimension: d.
+        failure: p, probability of failure.
+        c: the constant that the first paper leaves open, at most one.
+        variant: ``"2017"`` or ``"2021"``.
+
+    Returns:
+        A :class:`PGDConstants`.
+
+    Raises:
+        ValueError: if a number is out of range or the variant unknown.
+
+    Example:
+        >>> found = pgd_constants(smoothness=1.0, hessian_lipschitz=1.0, eps=0.01, gap=1.0, dimension=10)
+        >>> found.learning_rate, found.k_thres
+        (0.5, 1742)
+
+    References:
+        Jin et al., arXiv:1703.00887, Alg. 3 (constants recalled); Jin, Netrapalli, Ge, Kakade, Jordan,
+        arXiv:1902.04811, Thm 18.
+    """
+    given = {"smoothness": smoothness, "hessian_lipschitz": hessian_lipschitz, "eps": eps, "gap": gap, "c": c}
+    for name, number in given.items():
+        _positive(f"pgd_constants: {name}", number)
+    if dimension < 1 or not 0 < failure < 1 or c > 1:
+        raise ValueError(
+            f"pgd_constants: dimension={dimension}, failure={failure}, c={c}; "
+            "need dimension >= 1, 0 < failure < 1 and c <= 1."
+        )
+    ell, rho = smoothness, hessian_lipschitz
+    fall = math.sqrt(eps**3 / rho)
+    if variant == "2017":
+        chi = 3 * max(math.log(dimension * ell * gap / (c * eps**2 * failure)), 4)
+        g = math.sqrt(c) / chi**2 * eps
+        window = math.ceil(chi / c**2 * ell / math.sqrt(rho * eps))
+        return PGDConstants(c / ell, g / ell, g, window, c / chi**3 * fall)
+    if variant != "2021":
+        raise ValueError(f'pgd_constants: variant={variant!r}; choose "2017" or "2021".')
+    iota = 1.0
+    while 400 * iota**6 * ell * gap / eps**2 * ell * math.sqrt(dimension / (rho * eps)) * 2 ** (8 - iota) > failure:
+        iota += 0.1
+    window = math.ceil(iota * ell / math.sqrt(rho * eps))
+    return PGDConstants(1 / ell, eps / (400 * iota**3) / ell, eps, window, fall / (50 * iota**3))
+
+
+def pgd(
+    learning_rate: Any, *, radius: float, eps: float, k_thres: int, f_thres: float, key: Array
+) -> optax.GradientTransformationExtraArgs:
+    r"""Perturbed gradient descent (PGD): steps −η∇f, and a jump uniform in a ball where :math:`|\nabla f|\le\epsilon`.
+
+    ``pgd(**pgd_constants(...)._asdict(), key=key)`` is the algorithm of the papers. Noise at every step instead (PSGD)
+    is ``optax.noisy_sgd(learning_rate, eta=r**2 / d, gamma=0.0, key=key)``.
+
+    Args:
+        learning_rate: η, or a schedule.
+        radius: of the ball.
+        eps: gradient norm that triggers.
+        k_thres: steps without another jump.
+        f_thres: decrease that they have to bring, or the run stops where it jumped.
+        key: typed random key.
+
+    Returns:
+        A transformation whose ``update`` needs ``params``, ``value`` and ``grad``.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from pwgf_jax.problems import double_well
+        >>> problem = double_well(3)
+        >>> optimizer = pgd(0.1, radius=1e-2, eps=1e-3, k_thres=100, f_thres=1e-4, key=jax.random.key(0))
+        >>> x = problem.saddles[0].point
+        >>> state = optimizer.init(x)
+        >>> for _ in range(200):
+        ...     value, grad = jax.value_and_grad(problem.value)(x)
+        ...     updates, state = optimizer.update(grad, state, x, value=value, grad=grad)
+        ...     x = optax.apply_updates(x, updates)
+        >>> round(float(problem.value(x)), 3)
+        -0.25
+
+    References:
+        Jin et al., arXiv:1703.00887, Alg. 4; arXiv:1902.04811, Alg. 4.
+    """
+    trigger = gradient_trigger(eps=eps, k_thres=k_thres, f_thres=f_thres)
+    return optax.with_extra_args_support(
+        optax.chain(optax.sgd(learning_rate), perturb_at_saddle(ball_noise(radius), trigger, key))
+    )
+
+
+def scale_by_measure(weights: Float[Array, " n"] | None = None) -> optax.GradientTransformation:
+    r"""Turn Euclidean gradients of particles into Wasserstein ones, :math:`w_i^{-1}\partial_{x_i}F`, or N·∂F.
+
+    Step sizes then mean the same for every number of particles. Particles are on the first axis of every leaf.
+
+    Args:
+        weights: w, shape (N,); None for 1/N each. A weight of zero gives zero.
+
+    Returns:
+        A stateless transformation.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> transform = scale_by_measure()
+        >>> transform.update(jnp.ones((4, 2)), transform.init(jnp.ones((4, 2))))[0][0].tolist()
+        [4.0, 4.0]
+    """
+
+    def scaled(leaf: Array) -> Array:
+        if weights is None:
+            return leaf.shape[0] * leaf
+        factor = jnp.where(weights > 0, 1 / jnp.where(weights > 0, weights, 1), 0).astype(leaf.dtype)
+        return factor.reshape(factor.shape + (1,) * (leaf.ndim - 1)) * leaf
+
+    return optax.stateless(lambda updates, params: jax.tree.map(scaled, updates))

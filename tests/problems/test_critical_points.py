@@ -1,0 +1,148 @@
+"""Every problem's word on its critical points, against derivatives of its value in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from pwgf_jax import problems
+
+X64 = jnp.float64
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def rotated(eigenvalues, seed=0):
+    q = np.linalg.qr(rng(seed).normal(size=(len(eigenvalues),) * 2))[0]
+    return jnp.asarray((q * np.asarray(eigenvalues)) @ q.T)
+
+
+PROBLEMS = {
+    "double_well": lambda: problems.double_well(3, dtype=X64),
+    "quartic": lambda: problems.quartic(4, dtype=X64),
+    "cubic": lambda: problems.cubic([-1.0, -0.4, 1.2, 1.7], dtype=X64),
+    "leading_eigenvector": lambda: problems.leading_eigenvector(jnp.asarray(rng(1).normal(size=(12, 4)))),
+    "octopus": lambda: problems.octopus(4, smoothness=2.0, gamma=0.7, tau=1.3, dtype=X64),
+    "symmetric_factorization": lambda: problems.symmetric_factorization(rotated([5.0, 3.0, 1.0, 0.5]), 2),
+    "asymmetric_factorization": lambda: problems.asymmetric_factorization(jnp.asarray(rng(2).normal(size=(4, 3))), 2),
+    "matrix_sensing": lambda: problems.matrix_sensing(
+        jnp.asarray(rng(3).normal(size=(30, 4, 4))), jnp.asarray(rng(4).normal(size=(4, 2)))
+    ),
+    "phase_retrieval": lambda: problems.phase_retrieval(jnp.asarray(rng(5).normal(size=4))),
+    "deep_linear_2": lambda: problems.deep_linear(jnp.asarray(rng(6).normal(size=(2, 3))), 2),
+    "deep_linear_3": lambda: problems.deep_linear(jnp.asarray(rng(6).normal(size=(2, 3))), 3, width=3),
+    "copy_average": lambda: problems.copy_average(4, 2, dtype=X64),
+    "copy_average_5": lambda: problems.copy_average(5, 2, dimension=6, dtype=X64),
+    "copy_average_relu": lambda: problems.copy_average(3, 1, activation="relu", dtype=X64),
+    "attention_pca": lambda: problems.attention_pca(rotated([2.0, 1.0, 0.6])),
+    "attention_pca_prompt": lambda: problems.attention_pca(rotated([2.0, 1.0, 0.6]), prompt=7),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_critical_points_are_what_the_problem_says(name):
+    problem = PROBLEMS[name]()
+    points = [*problem.saddles, problem.minimum, *problem.local_minima]
+    flat = [ravel_pytree(each.point)[0] for each in points]
+    unravel = ravel_pytree(points[0].point)[1]
+    value = lambda x: problem.value(unravel(x))  # noqa: E731
+    values, gradients, hessians = jax.jit(
+        lambda xs: (jax.lax.map(value, xs), jax.lax.map(jax.grad(value), xs), jax.lax.map(jax.hessian(value), xs))
+    )(jnp.stack(flat))
+    assert problem.minimum.is_minimum
+    assert not any(each.is_minimum for each in problem.saddles)
+    for each, x, f, g, H in zip(points, flat, values, gradients, hessians, strict=True):
+        scale = max(1.0, float(jnp.max(jnp.abs(H))), float(jnp.max(jnp.abs(x))))
+        np.testing.assert_allclose(f, each.value, rtol=1e-9, atol=1e-9 * scale, err_msg=each.name)
+        np.testing.assert_allclose(g, 0, atol=1e-9 * scale, err_msg=each.name)
+        spectrum = np.linalg.eigvalsh(np.asarray(H))
+        if each.spectrum is not None:
+            np.testing.assert_allclose(spectrum, each.spectrum, atol=1e-8 * scale, err_msg=each.name)
+        if each.curvature is not None:
+            np.testing.assert_allclose(spectrum[0], each.curvature, atol=1e-8 * scale, err_msg=each.name)
+        if each.is_minimum:
+            assert spectrum[0] > -1e-8 * scale, each.name
+        elif "deep_linear_3" not in name:
+            assert spectrum[0] < -1e-4, each.name
+        assert each.value >= problem.minimum.value - 1e-12
+
+
+def test_starts_are_shaped_like_the_points_and_terms_average_to_the_value():
+    for name in ("asymmetric_factorization", "matrix_sensing", "leading_eigenvector", "copy_average"):
+        problem = PROBLEMS[name]()
+        start = problem.init(jax.random.key(0))
+        assert jax.tree.map(jnp.shape, start) == jax.tree.map(jnp.shape, problem.minimum.point)
+        if problem.components is not None:
+            terms = problem.components(start, jnp.arange(problem.size))
+            np.testing.assert_allclose(jnp.mean(terms), problem.value(start), rtol=1e-12)
+
+
+def test_the_octopus_is_twice_differentiable_where_its_pieces_meet():
+    tau = 1.3
+    problem = problems.octopus(3, smoothness=2.0, gamma=0.7, tau=tau, dtype=X64)
+    derivatives = jax.jit(
+        jax.vmap(lambda x: (problem.value(x), jax.grad(problem.value)(x), jax.hessian(problem.value)(x)))
+    )
+    for first in (4 * tau, 0.3):
+        for edge in (tau, 2 * tau):
+            centre = np.array([first, edge, 0.4]) if first > 2 * tau else np.array([edge, 0.3, 0.4])
+            moved = np.eye(3)[1 if first > 2 * tau else 0] * 1e-7
+            below, above = (jnp.asarray(centre + sign * moved) for sign in (-1, 1))
+            for low, high in zip(
+                *(jax.tree.map(lambda a, i=i: a[i], derivatives(jnp.stack([below, above]))) for i in (0, 1)),
+                strict=True,
+            ):
+                np.testing.assert_allclose(low, high, atol=2e-5)
+
+
+def test_copy_average_is_the_expectation_over_gaussian_inputs():
+    """The closed forms of the overlaps, against the inputs themselves."""
+    for activation, students in (("erf", 2), ("relu", 1)):
+        problem = problems.copy_average(3, students, activation=activation, dtype=X64)
+        parameters = problem.init(jax.random.key(1))
+        x = rng(7).normal(size=(400_000, 3))
+        act = jax.nn.relu if activation == "relu" else lambda z: jax.scipy.special.erf(z / np.sqrt(2))
+        student = act(x @ np.asarray(parameters["w"]).T) @ np.asarray(parameters["a"])
+        squares = np.asarray((student - jnp.sum(act(x), axis=1)) ** 2)
+        error = squares.std() / np.sqrt(squares.size)
+        assert abs(squares.mean() - float(problem.value(parameters))) < 5 * error
+
+
+def test_attention_risks_are_expectations_over_prompts():
+    sigma, length = np.diag([2.0, 1.0]), 6
+    X = rng(8).normal(size=(200_000, length, 2)) * np.sqrt(np.diag(sigma))
+    u = jnp.asarray([0.4, -0.3])
+    closed = problems.attention_pca(jnp.asarray(sigma), prompt=length).value(u)
+    sampled = problems.attention_pca(jnp.asarray(sigma), prompts=jnp.asarray(X))
+    terms = np.asarray(sampled.components(u, jnp.arange(X.shape[0])))
+    assert abs(terms.mean() - float(closed)) < 5 * terms.std() / np.sqrt(terms.size)
+    # with a long prompt both heads come near the infinite one
+    many = jnp.asarray(rng(9).normal(size=(2000, 800, 2)) * np.sqrt(np.diag(sigma)))
+    infinite = float(problems.attention_pca(jnp.asarray(sigma)).value(u))
+    for head in ("linear", "softmax"):
+        found = np.asarray(
+            problems.attention_pca(jnp.asarray(sigma), head=head, prompts=many).components(u, jnp.arange(2000))
+        )
+        assert abs(found.mean() - infinite) < 5 * found.std() / np.sqrt(found.size) + 0.05
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: problems.octopus(0), "dimension >= 1"),
+        (lambda: problems.octopus(2, gamma=9.0), "gamma <= smoothness"),
+        (lambda: problems.cubic([1.0, 2.0]), "one of them negative"),
+        (lambda: problems.symmetric_factorization(jnp.eye(3), 3), "1 <= rank < 3"),
+        (lambda: problems.deep_linear(jnp.eye(2), 1), "depth >= 2"),
+        (lambda: problems.copy_average(3, 3), "students < teachers"),
+        (lambda: problems.copy_average(3, 2, activation="relu"), "one student"),
+        (lambda: problems.attention_pca(-jnp.eye(2)), "positive definite"),
+        (lambda: problems.attention_pca(jnp.eye(2), prompt=3, head="softmax"), "no closed form"),
+    ],
+)
+def test_bad_input_is_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
