@@ -1,5 +1,33 @@
 """The pieces that flows are composed of and that an optax user can call by themselves."""
 
+from pwgf_jax.transforms.compression import (
+    Compressor,
+    ErrorFeedbackState,
+    average_over,
+    compressed_sgd,
+    error_feedback,
+    random_k,
+    top_k,
+)
+from pwgf_jax.transforms.constrained import (
+    ConstrainedState,
+    Domain,
+    ball,
+    box,
+    constrained_escape,
+    polytope,
+    simplex,
+)
+from pwgf_jax.transforms.curvature import (
+    NegativeCurvature,
+    NegativeCurvatureState,
+    coordinate_gradient,
+    gaussian_gradient,
+    negative_curvature,
+    negative_curvature_descent,
+    zeroth_order_descent,
+)
+from pwgf_jax.transforms.dimer import DimerState, dimer
 from pwgf_jax.transforms.newton import CubicState, absolute_inverse, cubic_newton, scale_by_saddle_free_newton
 from pwgf_jax.transforms.perturb import (
     PerturbState,
@@ -15,22 +43,45 @@ from pwgf_jax.transforms.perturb import (
 from pwgf_jax.transforms.trigger import Examination, Trigger, Window, certificate_trigger, gradient_trigger
 
 __all__ = [
+    "Compressor",
+    "ConstrainedState",
     "CubicState",
+    "DimerState",
+    "Domain",
+    "ErrorFeedbackState",
     "Examination",
+    "NegativeCurvature",
+    "NegativeCurvatureState",
     "PGDConstants",
     "PerturbState",
     "Trigger",
     "Window",
     "absolute_inverse",
+    "average_over",
+    "ball",
     "ball_noise",
+    "box",
     "certificate_trigger",
+    "compressed_sgd",
+    "constrained_escape",
+    "coordinate_gradient",
     "cubic_newton",
+    "dimer",
+    "error_feedback",
+    "gaussian_gradient",
     "gaussian_noise",
     "gradient_trigger",
     "hessian_product_noise",
+    "negative_curvature",
+    "negative_curvature_descent",
     "perturb_at_saddle",
     "pgd",
     "pgd_constants",
+    "polytope",
+    "random_k",
     "scale_by_measure",
     "scale_by_saddle_free_newton",
+    "simplex",
+    "top_k",
+    "zeroth_order_descent",
 ]

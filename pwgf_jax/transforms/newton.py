@@ -91,7 +91,7 @@ def scale_by_saddle_free_newton(
         return optax.EmptyState()
 
     def update(
-        updates: PyTree, state: optax.EmptyState, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
+        updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
     ) -> tuple[PyTree, optax.EmptyState]:
         del extra_args
         needed("scale_by_saddle_free_newton", params=params, value_fn=value_fn)
@@ -160,7 +160,7 @@ def cubic_newton(lipschitz: float, *, depth: int = 20, key: Array) -> optax.Grad
         return CubicState(key, jnp.full((), jnp.inf, dtype), jnp.zeros((), dtype))
 
     def update(
-        updates: PyTree, state: CubicState, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
+        updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
     ) -> tuple[PyTree, CubicState]:
         del extra_args
         needed("cubic_newton", params=params, value_fn=value_fn)

@@ -196,13 +196,14 @@ def perturb_at_saddle(noise: Noise, trigger: Trigger, key: Array) -> optax.Gradi
         >>> f = lambda x: x[0] ** 4 / 4 - x[0] ** 2 / 2 + x[1] ** 2 / 2
         >>> trigger = gradient_trigger(eps=1e-3, k_thres=90, f_thres=1e-3)
         >>> jump = perturb_at_saddle(ball_noise(1e-2), trigger, jax.random.key(0))
-        >>> optimizer = optax.chain(optax.adam(0.1), jump)
-        >>> x = jnp.zeros(2)  # the saddle: adam alone stays for ever
-        >>> state = optimizer.init(x)
-        >>> for _ in range(200):
+        >>> optimizer = optax.chain(optax.sgd(0.1, momentum=0.9), jump)
+        >>> def step(_, carry):
+        ...     x, state = carry
         ...     value, grad = jax.value_and_grad(f)(x)
         ...     updates, state = optimizer.update(grad, state, x, value=value, grad=grad, value_fn=f)
-        ...     x = optax.apply_updates(x, updates)
+        ...     return optax.apply_updates(x, updates), state
+        >>> x = jnp.zeros(2)  # the saddle: momentum alone stays for ever
+        >>> x, _ = jax.lax.fori_loop(0, 200, step, (x, optimizer.init(x)))
         >>> round(float(f(x)), 3)
         -0.25
 
@@ -219,7 +220,7 @@ def perturb_at_saddle(noise: Noise, trigger: Trigger, key: Array) -> optax.Gradi
 
     def update(
         updates: PyTree,
-        state: PerturbState,
+        state: Any,
         params: PyTree = None,
         *,
         value: Any = None,
@@ -372,12 +373,13 @@ def pgd(
         >>> from pwgf_jax.problems import double_well
         >>> problem = double_well(3)
         >>> optimizer = pgd(0.1, radius=1e-2, eps=1e-3, k_thres=100, f_thres=1e-4, key=jax.random.key(0))
-        >>> x = problem.saddles[0].point
-        >>> state = optimizer.init(x)
-        >>> for _ in range(200):
+        >>> def step(_, carry):
+        ...     x, state = carry
         ...     value, grad = jax.value_and_grad(problem.value)(x)
         ...     updates, state = optimizer.update(grad, state, x, value=value, grad=grad)
-        ...     x = optax.apply_updates(x, updates)
+        ...     return optax.apply_updates(x, updates), state
+        >>> x = problem.saddles[0].point
+        >>> x, _ = jax.lax.fori_loop(0, 200, step, (x, optimizer.init(x)))
         >>> round(float(problem.value(x)), 3)
         -0.25
 

@@ -1,5 +1,7 @@
 """Every problem's word on its critical points, against derivatives of its value in float64."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,7 +102,8 @@ def test_the_octopus_is_twice_differentiable_where_its_pieces_meet():
 
 def test_copy_average_is_the_expectation_over_gaussian_inputs():
     """The closed forms of the overlaps, against the inputs themselves."""
-    for activation, students in (("erf", 2), ("relu", 1)):
+    kinds: tuple[tuple[Any, int], ...] = (("erf", 2), ("relu", 1))
+    for activation, students in kinds:
         problem = problems.copy_average(3, students, activation=activation, dtype=X64)
         parameters = problem.init(jax.random.key(1))
         x = rng(7).normal(size=(400_000, 3))
@@ -116,16 +119,15 @@ def test_attention_risks_are_expectations_over_prompts():
     X = rng(8).normal(size=(200_000, length, 2)) * np.sqrt(np.diag(sigma))
     u = jnp.asarray([0.4, -0.3])
     closed = problems.attention_pca(jnp.asarray(sigma), prompt=length).value(u)
-    sampled = problems.attention_pca(jnp.asarray(sigma), prompts=jnp.asarray(X))
+    sampled: Any = problems.attention_pca(jnp.asarray(sigma), prompts=jnp.asarray(X))
     terms = np.asarray(sampled.components(u, jnp.arange(X.shape[0])))
     assert abs(terms.mean() - float(closed)) < 5 * terms.std() / np.sqrt(terms.size)
     # with a long prompt both heads come near the infinite one
     many = jnp.asarray(rng(9).normal(size=(2000, 800, 2)) * np.sqrt(np.diag(sigma)))
     infinite = float(problems.attention_pca(jnp.asarray(sigma)).value(u))
     for head in ("linear", "softmax"):
-        found = np.asarray(
-            problems.attention_pca(jnp.asarray(sigma), head=head, prompts=many).components(u, jnp.arange(2000))
-        )
+        each: Any = problems.attention_pca(jnp.asarray(sigma), head=head, prompts=many)
+        found = np.asarray(each.components(u, jnp.arange(2000)))
         assert abs(found.mean() - infinite) < 5 * found.std() / np.sqrt(found.size) + 0.05
 
 

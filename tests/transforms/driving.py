@@ -1,10 +1,12 @@
 """An optax user's loop, compiled."""
 
+from typing import Any
+
 import jax
 import optax
 
 
-def drive(optimizer, value_fn, params, steps, **extra):
+def drive(optimizer: Any, value_fn: Any, params: Any, steps: int, **extra: Any) -> tuple[Any, Any, Any]:
     """(final parameters, final state, parameters after every step); passes what optax's line searches are passed."""
 
     @jax.jit

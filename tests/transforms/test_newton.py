@@ -1,5 +1,7 @@
 """Saddle-free and cubic Newton against dense linear algebra and SciPy."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,7 @@ def test_saddle_free_newton_is_the_function_of_the_dense_hessian(damping):
     f, A, _ = quadratic(0, np.array([-2.0, -0.1, 0.3, 1.0, 4.0]))
     x = jnp.asarray(np.random.default_rng(1).normal(size=5))
     transform = scale_by_saddle_free_newton(0.05, depth=5, damping=damping)
-    found, _ = transform.update(jax.grad(f)(x), transform.init(x), x, value_fn=f)
+    found: Any = transform.update(jax.grad(f)(x), transform.init(x), x, value_fn=f)[0]
     values, vectors = np.linalg.eigh(A)
     factors = 1 / np.sqrt(values**2 + 0.05) if damping == "inside" else 1 / (np.abs(values) + 0.05)
     np.testing.assert_allclose(found, (vectors * factors) @ vectors.T @ A @ np.asarray(x), atol=1e-9)
@@ -57,8 +59,8 @@ def test_a_cubic_step_minimises_the_cubic_model(kind):
     f = lambda x: x @ jnp.asarray(A) @ x / 2  # noqa: E731
     transform = cubic_newton(M, key=KEY)
     x = jnp.zeros(4, jnp.float64)
-    step, state = transform.update(jnp.asarray(g), transform.init(x), x, value_fn=f)
-    step = np.asarray(step)
+    updated: Any = transform.update(jnp.asarray(g), transform.init(x), x, value_fn=f)
+    step, state = np.asarray(updated[0]), updated[1]
     starts = np.random.default_rng(4).normal(size=(20, 4))
     best = min(minimize(lambda h: model(g, A, M, h), s, method="BFGS", options={"gtol": 1e-10}).fun for s in starts)
     np.testing.assert_allclose(model(g, A, M, step), best, atol=1e-7)

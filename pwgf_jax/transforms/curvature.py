@@ -1,0 +1,438 @@
+"""Negative curvature from gradients alone, or from function values alone: Neon2 and its zeroth-order form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from pwgf_jax.krylov import check_key
+from pwgf_jax.transforms.perturb import needed
+
+__all__ = [
+    "NegativeCurvature",
+    "NegativeCurvatureState",
+    "coordinate_gradient",
+    "gaussian_gradient",
+    "negative_curvature",
+    "negative_curvature_descent",
+    "zeroth_order_descent",
+]
+
+
+def _check_positive(caller: str, **numbers: float) -> None:
+    for name, number in numbers.items():
+        if not 0 < number < math.inf:
+            raise ValueError(f"{caller}: {name}={number}; give a positive number.")
+
+
+def coordinate_gradient(value_fn: Callable[[PyTree], Array], params: PyTree, mu: float) -> PyTree:
+    r"""The gradient by central differences along the coordinates, 2d function queries.
+
+    :math:`\hat g=\sum_i\frac{f(x+\mu e_i)-f(x-\mu e_i)}{2\mu}e_i`, with
+    :math:`|\hat g-\nabla f|\le\rho\sqrt d\,\mu^2/6` for a ρ-Lipschitz Hessian.
+
+    Args:
+        value_fn: f.
+        params: x, a pytree of d numbers.
+        mu: μ > 0; in floating point the best is near eps^(1/3) of the scale of x.
+
+    Returns:
+        An estimate structured like ``params``.
+
+    Raises:
+        ValueError: if μ is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> coordinate_gradient(lambda x: x[0] ** 2 + x[1], jnp.array([1.0, 0.0]), 0.25).tolist()
+        [2.0, 1.0]
+
+    References:
+        Zhang, Xiong, Gu, arXiv:2210.01496, Sec. 3.
+    """
+    _check_positive("coordinate_gradient", mu=mu)
+    flat, unravel = ravel_pytree(params)
+
+    def slope(i: Array) -> Array:
+        ahead, behind = (value_fn(unravel(flat.at[i].add(step))) for step in (mu, -mu))
+        return (ahead - behind) / (2 * mu)
+
+    return unravel(jax.lax.map(slope, jnp.arange(flat.size)).astype(flat.dtype))
+
+
+def gaussian_gradient(
+    key: Array, value_fn: Callable[[PyTree], Array], params: PyTree, mu: float, samples: int
+) -> PyTree:
+    r"""The gradient by differences along random directions, :math:`\frac1s\sum\frac{f(x+\mu z)-f(x-\mu z)}{2\mu}z`.
+
+    Unbiased up to O(μ²); its variance is about (d + 1)/s times \|∇f\|². Costs 2s function queries.
+
+    Args:
+        key: typed random key.
+        value_fn: f.
+        params: x.
+        mu: μ > 0.
+        samples: s ≥ 1 directions z ~ N(0, I).
+
+    Returns:
+        An estimate structured like ``params``.
+
+    Raises:
+        ValueError: if μ or the number of samples is not positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> gaussian_gradient(jax.random.key(0), jnp.sum, jnp.ones(2), 0.1, 4).shape
+        (2,)
+
+    References:
+        Ren, Tang, Li, ICML 2023 (two-point estimates); Nesterov, Spokoiny, Found. Comput. Math. 17 (2017).
+    """
+    check_key(key, "gaussian_gradient")
+    _check_positive("gaussian_gradient", mu=mu)
+    if samples < 1:
+        raise ValueError(f"gaussian_gradient: samples={samples}; give at least one direction.")
+    flat, unravel = ravel_pytree(params)
+
+    def one(key: Array) -> Array:
+        z = jax.random.normal(key, flat.shape, flat.dtype)
+        ahead, behind = (value_fn(unravel(flat + step * z)) for step in (mu, -mu))
+        return ((ahead - behind) / (2 * mu)).astype(flat.dtype) * z
+
+    return unravel(jnp.mean(jax.lax.map(one, jax.random.split(key, samples)), axis=0))
+
+
+class NegativeCurvature(NamedTuple):
+    """What a search for negative curvature found.
+
+    Args:
+        found: whether ``curvature`` is below −δ/2.
+        direction: a unit vector, structured like the parameters.
+        curvature: v·Hv along it by a difference of gradients; above −δ/2, it is only the best seen.
+        gradients: gradient evaluations spent, int32.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> seen = negative_curvature(lambda x: -x, jnp.zeros(3), jax.random.key(0), smoothness=1.0, delta=0.5)
+        >>> bool(seen.found), round(float(seen.curvature), 2)
+        (True, -1.0)
+    """
+
+    found: Bool[Array, ""]
+    direction: PyTree
+    curvature: Float[Array, ""]
+    gradients: Int[Array, ""]
+
+
+def negative_curvature(
+    gradient: Callable[[PyTree], PyTree],
+    params: PyTree,
+    key: Array,
+    *,
+    smoothness: float,
+    delta: float,
+    radius: float = 1e-3,
+    steps: int | None = None,
+) -> NegativeCurvature:
+    r"""A direction of negative curvature from differences of gradients, by Chebyshev's recurrence (Neon2).
+
+    With :math:`My=(1-\frac{3\delta}{4L})y-\frac1L(\nabla f(x+y)-\nabla f(x))` and :math:`y_{t+1}=2My_t-y_{t-1}` the
+    iterate :math:`y_{t+1}-My_t=T_t(M)\xi` grows like :math:`e^{t\sqrt{\delta/2L}}` along eigenvalues below −δ and
+    stays bounded along those above −3δ/4, so that some :math:`\sqrt{L/\delta}\log d` gradients do. The direction is
+    verified before it is returned: v·Hv by one more difference.
+
+    Args:
+        gradient: ∇f as a function of the parameters; an estimate from function values does.
+        params: x.
+        key: typed random key for the start.
+        smoothness: L, Lipschitz constant of the gradient.
+        delta: δ > 0, curvature looked for.
+        radius: length at which gradients are differenced [units of the parameters]; iterates are rescaled to it, which
+            for a quadratic changes nothing.
+        steps: how many at most; None takes :math:`8\sqrt{L/\delta}+\log d`. The published constant, C₁ = ½, is too
+            short in practice.
+
+    Returns:
+        A :class:`NegativeCurvature`.
+
+    Raises:
+        ValueError: if a number is not positive.
+        TypeError: if the key is no typed key.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> gradient = lambda x: jnp.array([-0.3, 0.2, 1.0]) * x
+        >>> seen = negative_curvature(gradient, jnp.zeros(3), jax.random.key(0), smoothness=1.0, delta=0.25)
+        >>> round(float(seen.curvature), 2), [abs(round(float(v), 2)) for v in seen.direction]
+        (-0.3, [1.0, 0.0, 0.0])
+
+    References:
+        Allen-Zhu, Li, arXiv:1711.06673, Neon2det; Zhang, Xiong, Gu, arXiv:2210.01496, Alg. 2. Rescaling is ours.
+    """
+    check_key(key, "negative_curvature")
+    _check_positive("negative_curvature", smoothness=smoothness, delta=delta, radius=radius)
+    flat, unravel = ravel_pytree(params)
+    if steps is None:
+        steps = math.ceil(8 * math.sqrt(smoothness / delta) + math.log(flat.size))
+    if steps < 1:
+        raise ValueError(f"negative_curvature: steps={steps}; give at least one.")
+    here = ravel_pytree(gradient(params))[0].astype(flat.dtype)
+
+    def product(v: Array) -> Array:
+        """H v by a difference over the radius along v, which is of any length."""
+        length = jnp.linalg.norm(v)
+        step = radius / jnp.where(length > 0, length, 1)
+        ahead = ravel_pytree(gradient(unravel(flat + step * v)))[0].astype(flat.dtype)
+        return (ahead - here) / step
+
+    def mapped(v: Array) -> Array:
+        return (1 - 3 * delta / (4 * smoothness)) * v - product(v) / smoothness
+
+    def advance(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        before, now = carry
+        after = 2 * mapped(now) - before
+        # Both are scaled alike, which the linear recurrence does not see, so that nothing overflows.
+        scale = 1 / jnp.maximum(jnp.linalg.norm(after), jnp.finfo(flat.dtype).tiny)
+        return scale * now, scale * after
+
+    start = jax.random.normal(key, flat.shape, flat.dtype)
+    before, now = jax.lax.fori_loop(0, steps, advance, (jnp.zeros_like(start), start))
+    chebyshev = now - mapped(before)  # T_t(M)ξ from the second kind, y_t = U_{t−1}(M)ξ
+    direction = chebyshev / jnp.maximum(jnp.linalg.norm(chebyshev), jnp.finfo(flat.dtype).tiny)
+    curvature = direction @ product(direction)
+    spent = jnp.asarray(steps + 3, jnp.int32)
+    return NegativeCurvature(curvature <= -delta / 2, unravel(direction), curvature, spent)
+
+
+class NegativeCurvatureState(NamedTuple):
+    """State of :func:`negative_curvature_descent` and :func:`zeroth_order_descent`.
+
+    Args:
+        key: for the next search.
+        queries: gradient (first order) or function (zeroth order) evaluations spent, int32.
+        curvature: what the last search found, +inf before any.
+        stopped: whether a search at a small gradient found none: the parameters stay.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> transform = negative_curvature_descent(
+        ...     smoothness=1.0, hessian_lipschitz=1.0, eps=0.1, delta=0.3, key=jax.random.key(0))
+        >>> int(transform.init(jnp.zeros(2)).queries)
+        0
+    """
+
+    key: Array
+    queries: Int[Array, ""]
+    curvature: Float[Array, ""]
+    stopped: Bool[Array, ""]
+
+
+def negative_curvature_descent(
+    *,
+    smoothness: float,
+    hessian_lipschitz: float,
+    eps: float,
+    delta: float,
+    key: Array,
+    radius: float = 1e-3,
+    steps: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Gradient steps, and where the gradient is small a step along negative curvature, or the end.
+
+    While :math:`|\nabla f|>\epsilon` the update is :math:`-\nabla f/L`. Else :func:`negative_curvature` looks: if it
+    finds v, the update is :math:`\pm\frac\delta\rho v`, downhill, or with a random sign where the gradient does not
+    say; if not, this is an (ε, δ)-second-order point with high probability, and the parameters stay.
+
+    Args:
+        smoothness: L.
+        hessian_lipschitz: ρ.
+        eps: ε.
+        delta: δ; :math:`\sqrt{\rho\epsilon}` balances the two.
+        key: typed random key.
+        radius: as in :func:`negative_curvature`.
+        steps: as in :func:`negative_curvature`.
+
+    Returns:
+        A transformation whose ``update`` needs ``params`` and ``value_fn``; the updates that come in are the gradient.
+
+    Raises:
+        ValueError: if a number is not positive.
+        TypeError: if the key is no typed key or an extra argument is missing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from pwgf_jax.problems import double_well
+        >>> problem = double_well(2)
+        >>> optimizer = negative_curvature_descent(
+        ...     smoothness=2.0, hessian_lipschitz=6.0, eps=1e-3, delta=0.5, key=jax.random.key(0))
+        >>> def step(_, carry):
+        ...     x, state = carry
+        ...     updates, state = optimizer.update(jax.grad(problem.value)(x), state, x, value_fn=problem.value)
+        ...     return optax.apply_updates(x, updates), state
+        >>> x = jnp.zeros(2)
+        >>> x, state = jax.lax.fori_loop(0, 60, step, (x, optimizer.init(x)))
+        >>> round(float(problem.value(x)), 4), bool(state.stopped)
+        (-0.25, True)
+
+    References:
+        Allen-Zhu, Li, arXiv:1711.06673.
+    """
+    check_key(key, "negative_curvature_descent")
+    _check_positive(
+        "negative_curvature_descent", smoothness=smoothness, hessian_lipschitz=hessian_lipschitz, eps=eps, delta=delta
+    )
+
+    def update(
+        updates: PyTree,
+        state: Any,
+        params: PyTree = None,
+        *,
+        value_fn: Any = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, NegativeCurvatureState]:
+        del extra_args
+        needed("negative_curvature_descent", params=params, value_fn=value_fn)
+
+        def search(key: Array) -> NegativeCurvature:
+            return negative_curvature(
+                jax.grad(value_fn), params, key, smoothness=smoothness, delta=delta, radius=radius, steps=steps
+            )
+
+        return _escape(updates, state, params, search, eps, 1 / smoothness, delta / hessian_lipschitz, 1)
+
+    return optax.GradientTransformationExtraArgs(_state(key), update)
+
+
+def _state(key: Array) -> Any:
+    def init(params: PyTree) -> NegativeCurvatureState:
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        no = jnp.zeros((), bool)
+        return NegativeCurvatureState(key, jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, dtype), no)
+
+    return init
+
+
+def _escape(
+    gradient: PyTree,
+    state: NegativeCurvatureState,
+    params: PyTree,
+    search: Callable[[Array], NegativeCurvature],
+    eps: float,
+    rate: float,
+    length: float,
+    queries: Any,
+) -> tuple[PyTree, NegativeCurvatureState]:
+    """A step of size ``rate`` along the gradient, or of ``length`` along negative curvature, or none for good."""
+    g, unravel = ravel_pytree(gradient)
+    next_key, search_key, sign_key = jax.random.split(state.key, 3)
+    small = jnp.linalg.norm(g) <= eps
+    looks = small & ~state.stopped
+
+    def look(_: Any) -> tuple[Array, Array, Array, Array]:
+        seen = search(search_key)
+        v = ravel_pytree(seen.direction)[0].astype(g.dtype)
+        slope = g @ v
+        flip = jnp.where(slope == 0, 2.0 * jax.random.bernoulli(sign_key) - 1, -jnp.sign(slope)).astype(g.dtype)
+        jump = jnp.where(seen.found, length * flip * v, 0)
+        return jump, seen.curvature.astype(state.curvature.dtype), ~seen.found, seen.gradients
+
+    def descend(_: Any) -> tuple[Array, Array, Array, Array]:
+        return -rate * g, state.curvature, jnp.zeros((), bool), jnp.zeros((), jnp.int32)
+
+    step, curvature, ends, spent = jax.lax.cond(looks, look, descend, None)
+    stopped = state.stopped | ends
+    step = jnp.where(stopped, 0, step)
+    counted = state.queries + jnp.where(state.stopped, 0, queries + spent)
+    return unravel(step), NegativeCurvatureState(next_key, counted.astype(jnp.int32), curvature, stopped)
+
+
+def zeroth_order_descent(
+    *,
+    smoothness: float,
+    hessian_lipschitz: float,
+    eps: float,
+    delta: float,
+    key: Array,
+    mu: float | None = None,
+    radius: float = 1e-2,
+    steps: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""ZO-GD-NCF: the same with function values alone.
+
+    :func:`coordinate_gradient` in the place of the gradient, for the steps (−ĝ/3L where
+    :math:`|\hat g|>\frac34\epsilon`) and inside the search for negative curvature. Function queries are counted in
+    ``state.queries``: 2d a step, and 2d times the gradients of a search. The gradient that optax is given is not
+    looked at.
+
+    Args:
+        smoothness: L.
+        hessian_lipschitz: ρ.
+        eps: ε.
+        delta: δ.
+        key: typed random key.
+        mu: length of the differences; None takes the cube root of the dtype's precision, the best in floating point.
+            The theory asks for at most :math:`\sqrt{3\epsilon/(2\rho\sqrt d)}`.
+        radius: as in :func:`negative_curvature`; larger than there, since a difference of differences loses digits.
+        steps: as in :func:`negative_curvature`.
+
+    Returns:
+        A transformation whose ``update`` needs ``params`` and ``value_fn``.
+
+    Raises:
+        ValueError: if a number is not positive.
+        TypeError: if the key is no typed key or an extra argument is missing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> f = lambda x: x[0] ** 4 / 4 - x[0] ** 2 / 2 + x[1] ** 2 / 2
+        >>> optimizer = zeroth_order_descent(
+        ...     smoothness=2.0, hessian_lipschitz=6.0, eps=1e-2, delta=0.5, key=jax.random.key(0))
+        >>> x = jnp.zeros(2)
+        >>> step, state = optimizer.update(x, optimizer.init(x), x, value_fn=f)  # the saddle
+        >>> round(abs(float(step[0])), 3), int(state.queries)
+        (0.083, 84)
+
+    References:
+        Zhang, Xiong, Gu, arXiv:2210.01496, Alg. 1 and 2. Unlike the published code, whose random signs are drawn for
+        each coordinate, the step is along the direction found.
+    """
+    check_key(key, "zeroth_order_descent")
+    _check_positive(
+        "zeroth_order_descent", smoothness=smoothness, hessian_lipschitz=hessian_lipschitz, eps=eps, delta=delta
+    )
+
+    def update(
+        updates: PyTree,
+        state: Any,
+        params: PyTree = None,
+        *,
+        value_fn: Any = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, NegativeCurvatureState]:
+        del extra_args, updates
+        needed("zeroth_order_descent", params=params, value_fn=value_fn)
+        flat = ravel_pytree(params)[0]
+        width = float(jnp.finfo(flat.dtype).eps) ** (1 / 3) if mu is None else mu
+
+        def estimate(x: PyTree) -> PyTree:
+            return coordinate_gradient(value_fn, x, width)
+
+        def search(key: Array) -> NegativeCurvature:
+            found = negative_curvature(
+                estimate, params, key, smoothness=smoothness, delta=delta, radius=radius, steps=steps
+            )
+            return found._replace(gradients=2 * flat.size * found.gradients)
+
+        threshold, rate = 0.75 * eps, 1 / (3 * smoothness)
+        return _escape(
+            estimate(params), state, params, search, threshold, rate, delta / hessian_lipschitz, 2 * flat.size
+        )
+
+    return optax.GradientTransformationExtraArgs(_state(key), update)
