@@ -1,11 +1,11 @@
 """Optimising over probability measures, and escaping saddle points, in JAX.
 
 A problem is a functional F(μ): any function of :class:`Particles`. Its derivatives are in :mod:`pwgf_jax.calculus`,
-functions of its Hessian in :mod:`pwgf_jax.krylov`, random fields in :mod:`pwgf_jax.perturbation`, methods in
-:mod:`pwgf_jax.flows`, and running them in :mod:`pwgf_jax.solve`.
+functions of its Hessian in :mod:`pwgf_jax.krylov`, random fields in :mod:`pwgf_jax.perturbation`, kernels in
+:mod:`pwgf_jax.kernels`, methods in :mod:`pwgf_jax.flows`, and running them in :mod:`pwgf_jax.solve`.
 """
 
-from pwgf_jax import functionals
+from pwgf_jax import functionals, kernels
 from pwgf_jax.calculus import (
     first_variation,
     hessian_matrix,
@@ -19,9 +19,13 @@ from pwgf_jax.flows import (
     Status,
     flow,
     isotropic_pwgf,
+    ksd_descent,
+    langevin,
+    noise_injection,
     pwgf,
     saddle_free_newton,
     sobolev_descent,
+    svgd,
     wgf,
 )
 from pwgf_jax.krylov import lanczos, matrix_function, smallest_eigenpair
@@ -57,8 +61,12 @@ __all__ = [
     "inner",
     "isotropic",
     "isotropic_pwgf",
+    "kernels",
+    "ksd_descent",
     "lanczos",
+    "langevin",
     "matrix_function",
+    "noise_injection",
     "norm",
     "pwgf",
     "run",
@@ -66,6 +74,7 @@ __all__ = [
     "smallest_eigenpair",
     "smooth_isotropic",
     "sobolev_descent",
+    "svgd",
     "sweep",
     "theory_parameters",
     "value_and_wasserstein_gradient",

@@ -18,8 +18,8 @@ from pwgf_jax import __version__
 from pwgf_jax.experiments import certification, landscape, plots, runner, summary, survey
 from pwgf_jax.experiments.config import Config, load
 from pwgf_jax.experiments.folder import Arm, RunFolder, open_run, refuse_taken
-from pwgf_jax.experiments.reading import ConfigError
-from pwgf_jax.experiments.registry import FLOWS, FUNCTIONALS, OWN_DATA, SOURCES, STARTS, Entry
+from pwgf_jax.experiments.reading import KINDS, ConfigError
+from pwgf_jax.experiments.registry import FLOWS, FUNCTIONALS, OWN_DATA, SAMPLES, SOURCES, STARTS, Entry
 
 __all__ = ["main"]
 
@@ -174,7 +174,10 @@ def _draw(folder: RunFolder, x: plots.Axis | None = None) -> list[Path]:
     arms = folder.arms()
     if x is not None:
         return plots.draw(arms, folder.path / f"figure-{x}", x)
-    return (plots.draw_varied if summary.varied(arms) else plots.draw)(arms, folder.path / "figure")
+    files = (plots.draw_varied if summary.varied(arms) else plots.draw)(arms, folder.path / "figure")
+    if snapshots := folder.snapshots():
+        files += plots.draw_snapshots(snapshots, folder.path / "particles")
+    return files
 
 
 def _certify(options: argparse.Namespace, command: str) -> None:
@@ -274,8 +277,13 @@ def _list(options: argparse.Namespace, command: str) -> None:
     for title, entries in {
         "Functionals (problem.functional)": FUNCTIONALS,
         "Data sources (problem.data.source)": SOURCES | own,
+        "Target samples (problem.data.source)": SAMPLES,
         "Starts (problem.start.kind)": STARTS,
         "Flows (arms.NAME.flow)": FLOWS,
+        **{
+            f'In tables {key} = {{ kind = "...", ... }}': {name: Entry(make) for name, make in kinds.items()}
+            for key, kinds in KINDS.items()
+        },
     }.items():
         print(title)
         for name, entry in entries.items():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pwgf_jax.experiments import toml
 from pwgf_jax.experiments.reading import ConfigError, Parameter, Place, parameters, read, show, suggestion
-from pwgf_jax.experiments.registry import FLOWS, FUNCTIONALS, JUMPS, OWN_DATA, SOURCES, STARTS, Entry, own_data
+from pwgf_jax.experiments.registry import FLOWS, FUNCTIONALS, JUMPS, OWN_DATA, SAMPLES, SOURCES, STARTS, Entry, own_data
 from pwgf_jax.experiments.schema import Call, Config, Method, Problem, Vary
 
 __all__ = ["Call", "Config", "Method", "Part", "Problem", "Vary", "dump", "fingerprint", "load", "parse", "unfold"]
@@ -67,7 +67,7 @@ def parse(document: Mapping[str, Any], file: str = "config") -> Config:
         Traceback (most recent call last):
         ...
         pwgf_jax.experiments.reading.ConfigError: config: unknown key stepps; allowed: name, steps, seed, seeds, \
-record_every, dtype, targets, problem, arms, vary; did you mean steps?
+record_every, dtype, targets, snapshots, problem, arms, vary; did you mean steps?
     """
     place = Place(file)
     tables = {"problem": Parameter(dict), "arms": Parameter(dict), "vary": Parameter(dict, None)}
@@ -175,9 +175,10 @@ def _problem(table: dict[str, Any], place: Place) -> Problem:
         "options": Parameter(dict, None),
         "data": Parameter(dict, None),
         "same_data": Parameter(bool, False),
+        "confinement": Parameter(float, 0.0),
     }
     values = read(table, {name: Parameter(hint) for name, hint in keys.items()} | optional, place)
-    name, options = values["functional"], values.get("options", {})
+    name, options, sources = values["functional"], values.get("options", {}), SOURCES | SAMPLES
     file, _, symbol = name.rpartition(":")
     if file.endswith(".py") and symbol:
         name = f"{_beside(place, file)}:{symbol}"
@@ -186,10 +187,15 @@ def _problem(table: dict[str, Any], place: Place) -> Problem:
     else:
         entry = _known(name, FUNCTIONALS, place / "functional")
         options = read(options, entry.parameters, place / "options")
+        pairs = entry.given != ("target",)
+        sources = SOURCES if pairs else SAMPLES
         if "data" not in values:
+            needs, files = (
+                ("inputs and targets", ', or a file "data.npz" or "data.csv"') if pairs else ("a target's sample", "")
+            )
             raise ConfigError(
-                f"{place.file}: missing table {place.key}.data; {name} needs inputs and targets: give "
-                f'source = one of {", ".join(SOURCES)}, or a file "data.npz" or "data.csv".'
+                f"{place.file}: missing table {place.key}.data; {name} needs {needs}: give "
+                f"source = one of {', '.join(sources)}{files}."
             )
     data = values.get("data")
     start = _call(values["start"], "kind", STARTS, place / "start")
@@ -199,8 +205,9 @@ def _problem(table: dict[str, Any], place: Place) -> Problem:
         functional=Call(name, options),
         particles=values["particles"],
         start=start,
-        data=None if data is None else _call(data, "source", SOURCES, place / "data"),
+        data=None if data is None else _call(data, "source", sources, place / "data"),
         same_data=values["same_data"],
+        confinement=values["confinement"],
     )
 
 
@@ -218,7 +225,7 @@ def _call(table: dict[str, Any], key: str, registry: Mapping[str, Entry], place:
     if key not in table:
         raise ConfigError(f"{place.file}: missing key {(place / key).key}; {suggestion('', registry)}")
     name, rest = table[key], {other: value for other, value in table.items() if other != key}
-    if registry is SOURCES and isinstance(name, str) and own_data(name):
+    if key == "source" and registry is not SAMPLES and isinstance(name, str) and own_data(name):
         entry, name = OWN_DATA, str(_beside(place, name))
     else:
         entry = _known(name, registry, place / key)
@@ -276,15 +283,16 @@ def dump(config: Config) -> str:
 
 
 def _document(config: Config) -> dict[str, Any]:
-    problem, apart = config.problem, ("file", "problem", "arms", "vary", "targets")
+    problem, apart = config.problem, ("file", "problem", "arms", "vary", "targets", "snapshots")
     document: dict[str, Any] = {
         each.name: getattr(config, each.name) for each in fields(config) if each.name not in apart
     }
-    if config.targets:
-        document["targets"] = config.targets
+    document |= {name: given for name in ("targets", "snapshots") if (given := getattr(config, name))}
     document["problem"] = {"functional": problem.functional.name, "particles": problem.particles}
     if problem.same_data:
         document["problem"]["same_data"] = True
+    if problem.confinement:
+        document["problem"]["confinement"] = problem.confinement
     document["problem"]["options"] = problem.functional.arguments
     if problem.data is not None:
         document["problem"]["data"] = {"source": problem.data.name, **problem.data.arguments}

@@ -19,7 +19,8 @@ _DEPTH = 32  # of Lanczos, where a flow does not say
 def cost_model(flow: Call, points: int | None) -> dict[str, float]:
     """The cost of a step and of a jump, in gradients of the whole objective.
 
-    A gradient counts 1 and a Hessian product 1.3, so that a φ(H)∇F by Lanczos counts 1 + 1.3 · depth. A jump adds
+    A gradient counts 1 and a Hessian product 1.3, so that a φ(H)∇F by Lanczos counts 1 + 1.3 · depth; noise injection
+    takes two gradients, and a score of SVGD counts as one. A jump adds
     the products of its noise (1 for Hessian-guided noise, 32 by its Lanczos sampler, 8 for the energy of isotropic
     noise), the examination of a certificate trigger, and the direction where it leads; an examination that ends in no
     jump is not counted, as it is not recorded. On a batch everything costs the batch's share.
@@ -41,7 +42,7 @@ def cost_model(flow: Call, points: int | None) -> dict[str, float]:
     """
     arguments, depth = flow.arguments, flow.arguments.get("depth", _DEPTH)
     share = min(arguments.get("batch_size", points) / points, 1.0) if points else 1.0
-    step = 1 + (PRODUCT * depth if flow.name in _SPECTRAL else 0)
+    step = 1 + (PRODUCT * depth if flow.name in _SPECTRAL else flow.name == "noise_injection")
     jumps = arguments.get("perturbation") or (arguments if "k_thres" in arguments else None)
     if jumps is None:
         return {"step": share * step, "jump": 0.0}

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pwgf_jax.experiments.reading import suggestion
-from pwgf_jax.functionals import ACTIVATIONS
+from pwgf_jax.experiments.samples import Sample
+from pwgf_jax.functionals import ACTIVATIONS, small_networks, student_teacher
 
-__all__ = ["Data", "SignPairs", "Source", "Teacher"]
+__all__ = ["Data", "SignPairs", "SmallTeacher", "Source", "Teacher"]
 
 
 class Data(NamedTuple):
@@ -32,6 +33,18 @@ class Data(NamedTuple):
     test_targets: Float[Array, "t k"] | None = None
     teacher_block: int | None = None
 
+    @property
+    def arguments(self) -> tuple[Array, ...]:
+        """What a functional is made of."""
+        return self.inputs, self.targets
+
+    @property
+    def test_arguments(self) -> tuple[Array, ...] | None:
+        """The same of what is held out."""
+        if self.test_inputs is None or self.test_targets is None:
+            return None
+        return self.test_inputs, self.test_targets
+
 
 @runtime_checkable
 class Source(Protocol):
@@ -47,7 +60,7 @@ class Source(Protocol):
         """How many points are for testing."""
         ...
 
-    def draw(self, key: Array, dtype: Any) -> Data:
+    def draw(self, key: Array, dtype: Any) -> Data | Sample:
         """The data of one seed; traced by jax."""
         ...
 
@@ -158,3 +171,63 @@ class SignPairs(Teacher):
         inputs = jnp.concatenate(signed)
         targets = _network(teacher_key, inputs[:, :block], self.outputs, self.teacher_neurons, self.activation)
         return Data(inputs, targets, teacher_block=block)
+
+
+@dataclass(frozen=True)
+class SmallTeacher:
+    """Inputs uniform on the unit sphere, and one small network as teacher, with standard Gaussian parameters.
+
+    Args:
+        points: M, how many a gradient sees.
+        inputs: p.
+        hidden: H, units of the teacher.
+        width: of its output non-linearity, as in :func:`pwgf_jax.functionals.student_teacher`.
+        test_points: how many are for validation.
+
+    Raises:
+        ValueError: if a size or the width is not positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> data = SmallTeacher(points=8, inputs=3, test_points=4).draw(jax.random.key(0), jnp.float32)
+        >>> data.targets.shape, data.test_inputs.shape
+        ((8, 1), (4, 3))
+
+    References:
+        Arbel, Korba, Salim, Gretton, arXiv:1906.04370, Sec. 5.
+    """
+
+    points: int
+    inputs: int
+    hidden: int = 3
+    width: float = 2.0
+    test_points: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(points=self.points, inputs=self.inputs, hidden=self.hidden)
+        if self.test_points < 0:
+            raise ValueError(f"test_points = {self.test_points}; give 0 or more.")
+        if not self.width > 0:
+            raise ValueError(f"width = {self.width}; give a positive number.")
+
+    @property
+    def classes(self) -> bool:
+        """Targets are real numbers."""
+        return False
+
+    @property
+    def held_out(self) -> int:
+        """How many points are for validation."""
+        return self.test_points
+
+    def draw(self, key: Array, dtype: Any) -> Data:
+        """The data of one seed."""
+        input_key, teacher_key = jax.random.split(key)
+        z = jax.random.normal(input_key, (self.points + self.test_points, self.inputs), dtype)
+        z = z / jnp.linalg.norm(z, axis=1, keepdims=True)
+        teacher = small_networks(teacher_key, 1, self.inputs, hidden=self.hidden, dtype=dtype)
+        y = student_teacher(z, jnp.zeros_like(z[:, :1]), width=self.width).outputs(teacher, z)
+        count = self.points
+        if not self.test_points:
+            return Data(z, y)
+        return Data(z[:count], y[:count], z[count:], y[count:])

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +22,7 @@ from pwgf_jax.solve import Solution
 
 __all__ = ["Arm", "RunFolder", "create", "open_run"]
 
-_FILES = ("config.toml", "run.json", "metrics.npz", "final.npz")
+_FILES = ("config.toml", "run.json", "metrics.npz", "final.npz", "snapshots.npz")
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,12 @@ class RunFolder:
             if about["finished"]
         }
 
+    def snapshots(self) -> dict[str, dict[str, np.ndarray]]:
+        """The snapshots of every arm that has them: "step" (k,), "points" (k, N, d) and perhaps "target" (M, d)."""
+        arrays = self.arrays("snapshots.npz")
+        names = dict.fromkeys(key.partition("/")[0] for key in arrays)
+        return {name: _below(arrays, name) for name in names}
+
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """The arrays of an .npz file of the folder; none if it is not there yet."""
         if not (self.path / name).exists():
@@ -126,9 +132,31 @@ class RunFolder:
         """Replace run.json."""
         self.write_text("run.json", json.dumps(info, indent=2, ensure_ascii=False) + "\n")
 
-    def finish(self, arm: str, solution: Solution, timing: Mapping[str, Any]) -> None:
-        """Keep what an arm did; its checkpoint is not needed any more."""
+    def finish(
+        self,
+        arm: str,
+        solution: Solution,
+        timing: Mapping[str, Any],
+        snapshots: Sequence[int] = (),
+        target: Any = None,
+    ) -> None:
+        """Keep what an arm did, its first seed's points at some steps included; its checkpoint is not needed any more.
+
+        Args:
+            arm: its label.
+            solution: of all seeds.
+            timing: what run.json says beside the status.
+            snapshots: steps to keep the points of.
+            target: the points that they are to meet, if there are any.
+        """
         records = {f"{arm}/{name}": np.asarray(value) for name, value in solution.records.items()}
+        if (points := records.pop(f"{arm}/points", None)) is not None:
+            step = records[f"{arm}/step"][0]
+            at = np.flatnonzero(np.isin(step, np.asarray(snapshots)))
+            kept = {f"{arm}/step": step[at], f"{arm}/points": points[0, at]}
+            if target is not None:
+                kept[f"{arm}/target"] = np.asarray(target)
+            self.write_arrays("snapshots.npz", self.arrays("snapshots.npz") | kept)
         records[f"{arm}/step"] = records[f"{arm}/step"][0]
         self.write_arrays("metrics.npz", self.arrays("metrics.npz") | records)
         self.write_arrays("final.npz", self.arrays("final.npz") | _final(arm, solution))

@@ -15,7 +15,7 @@ from pwgf_jax.experiments.folder import Arm
 from pwgf_jax.experiments.reading import ConfigError
 from pwgf_jax.experiments.summary import halved, varied
 
-__all__ = ["Axis", "band", "canvas", "draw", "draw_varied", "style"]
+__all__ = ["Axis", "band", "canvas", "draw", "draw_snapshots", "draw_varied", "style"]
 
 Axis: TypeAlias = Literal["steps", "gradients", "seconds"]
 
@@ -26,6 +26,7 @@ _LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 
 _PANELS = {
     "value": r"objective $F(\mu_k)$",
     "gradient_norm": r"gradient norm $\|\nabla_{\!\mu} F(\mu_k)\|$",
+    "free_energy": r"free energy $F(\mu_k)-\tau\,\mathrm{Ent}(\mu_k)$",
     "test_loss": "test loss",
     "test_accuracy": "test accuracy",
 }
@@ -159,7 +160,7 @@ def canvas(path: Path, size: tuple[float, float]) -> Iterator[tuple[Any, list[Pa
 
 
 def draw_varied(arms: Mapping[str, Arm], path: Path) -> list[Path]:
-    """Draw when seeds leave their start, against the values of a varied key: median and quartiles of the seeds.
+    """Draw what a varied key does: when seeds leave their start and what they end at, medians and quartiles of them.
 
     A seed has left where its objective is half of what it was. A median that was not reached is not drawn.
 
@@ -187,24 +188,93 @@ def draw_varied(arms: Mapping[str, Arm], path: Path) -> list[Path]:
     families = varied(arms)
     values = list(dict.fromkeys(value for runs in families.values() for value, _ in runs))
     numeric = all(isinstance(value, int | float) and value > 0 for value in values)
-    with canvas(path, (3.8, 2.8)) as (figure, files):
-        ax = figure.subplots()
+    every = [arm for runs in families.values() for _, arm in runs]
+    end = next((name for name in ("free_energy", "test_loss") if all(name in arm.records for arm in every)), None)
+    with canvas(path, (7.2, 2.8)) as (figure, files):
+        left, right = figure.subplots(1, 2)
+        ends = []
         for i, (name, runs) in enumerate(families.items()):
+            at = np.array([value if numeric else values.index(value) for value, _ in runs])
+            look = {"marker": "o", "markersize": 3.5, "capsize": 2, "label": name, **style(i)}
             low, middle, high = np.array([np.quantile(halved(arm), [0.25, 0.5, 0.75]) for _, arm in runs]).T
             longest = np.array([arm.records["step"][-1] for _, arm in runs])
             there = middle <= longest
-            at = np.array([value if numeric else values.index(value) for value, _ in runs])[there]
             spread = np.stack([middle - low, np.minimum(high, longest) - middle])[:, there]
-            ax.errorbar(at, middle[there], spread, marker="o", markersize=3.5, capsize=2, label=name, **style(i))
-        if numeric:
-            ax.set_xscale("log")
-        ax.set_xticks(values if numeric else range(len(values)), [str(value) for value in values])
-        ax.minorticks_off()
-        ax.set_xlabel(next(arm.info["varied"]["key"] for arm in arms.values() if "varied" in arm.info))
-        ax.set_ylabel(r"steps to $F_0/2$")
-        ax.set_ylim(bottom=0)
-        ax.legend(frameon=False, handlelength=2.6)
+            left.errorbar(at[there], middle[there], spread, **look)
+            last = [arm.of(end or arm.objective)[:, -1] for _, arm in runs]
+            low, middle, high = np.array([np.quantile(values, [0.25, 0.5, 0.75]) for values in last]).T
+            right.errorbar(at, middle, [middle - low, high - middle], **look)
+            ends.append(low)
+        for ax in (left, right):
+            if numeric:
+                ax.set_xscale("log")
+            ax.set_xticks(values if numeric else range(len(values)), [str(value) for value in values])
+            ax.minorticks_off()
+            ax.set_xlabel(next(arm.info["varied"]["key"] for arm in arms.values() if "varied" in arm.info))
+        left.set_ylabel(r"steps to $F_0/2$")
+        left.set_ylim(bottom=0)
+        right.set_ylabel(f"final {_PANELS[end or 'value']}")
+        if np.concatenate(ends).min() > 0:
+            right.set_yscale("log")
+        right.legend(frameon=False, handlelength=2.6)
     return files
+
+
+def draw_snapshots(arms: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> list[Path]:
+    """Draw where the particles are: an arm a row, a step a column, the target in grey; the first two coordinates.
+
+    The frame leaves out the outermost 0.2 % of all points on each side, so that a few that fly off do not shrink the
+    picture, and says how many particles it does not show.
+
+    Args:
+        arms: snapshots by label, each with "step" (k,), "points" (k, N, d) and perhaps "target" (M, d).
+        path: where to, without a suffix.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> snapshots = {"step": np.array([0, 9]), "points": np.ones((2, 5, 2)), "target": np.zeros((3, 2))}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [file.name for file in draw_snapshots({"static": snapshots}, Path(folder) / "particles")]
+        ['particles.png', 'particles.pdf']
+    """
+    steps = sorted({int(step) for arm in arms.values() for step in arm["step"]})
+    clouds = [cloud for arm in arms.values() for cloud in (*arm["points"], arm.get("target")) if cloud is not None]
+    everywhere = np.concatenate([_plane(cloud) for cloud in clouds])
+    everywhere = everywhere[np.isfinite(everywhere).all(axis=1)]
+    low, high = np.quantile(everywhere, [0.002, 0.998], axis=0)
+    margin = 0.08 * max(*(high - low), 1e-6)
+    low, high = low - margin, high + margin
+    with canvas(path, (1.5 * len(steps) + 0.2, 1.55 * len(arms) + 0.2)) as (figure, files):
+        axes = figure.subplots(len(arms), len(steps), squeeze=False, sharex=True, sharey=True)
+        for row, (label, arm) in zip(axes, arms.items(), strict=True):
+            row[0].set_ylabel(label)
+            for ax, step in zip(row, steps, strict=True):
+                ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+                ax.set_aspect("equal")
+                ax.tick_params(labelsize=6, length=2)
+                there = arm["points"][arm["step"] == step]
+                ax.set_visible(len(there) > 0)  # an arm may end before the others
+                for points in there:
+                    if "target" in arm:
+                        ax.scatter(*_plane(arm["target"]).T, s=1.5, color="0.75", linewidths=0)
+                    at = _plane(points)
+                    ax.scatter(*at.T, s=2.5, color=_COLOURS[2], linewidths=0)
+                    if outside := int(np.sum(~np.all((at > low) & (at < high), axis=1))):
+                        ax.text(0.98, 0.02, f"{outside} outside", transform=ax.transAxes, fontsize=5, ha="right")
+        for ax, step in zip(axes[0], steps, strict=True):
+            ax.set_title(f"$k={step}$", fontsize=8)
+    return files
+
+
+def _plane(points: np.ndarray) -> np.ndarray:
+    """The first two coordinates; of a line, heights of zero."""
+    return points[:, :2] if points.shape[1] > 1 else np.pad(points, ((0, 0), (0, 1)))
 
 
 def _reading(arm: Arm, x: Axis) -> np.ndarray:
@@ -234,6 +304,12 @@ def _panel(
     every = np.concatenate(curves) if curves else np.ones(1)
     if name != "test_accuracy" and every.min() > 0 and every.max() > 8 * every.min():
         ax.set_yscale("log")
+    elif name == "value" and every.min() <= 0 and every.max() > 100 * -every.min():
+        # An unbiased estimate of a discrepancy goes below zero where it is nothing but noise.
+        smallest = max(-every.min(), 1e-6 * every.max())
+        linear, highest = np.ceil(np.log10(smallest)), np.ceil(np.log10(every.max()))
+        ax.set_yscale("symlog", linthresh=10**linear)
+        ax.set_yticks([-(10**linear), 0, *(10 ** np.arange(linear, highest + 1))])
 
 
 def _strip(

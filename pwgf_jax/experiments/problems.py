@@ -19,15 +19,18 @@ from jaxtyping import Array
 from pwgf_jax.calculus import Functional, check_functional
 from pwgf_jax.experiments.config import Call, Config
 from pwgf_jax.experiments.data import Source
+from pwgf_jax.experiments.free_energy import Confined, entropy
 from pwgf_jax.experiments.heldout import hold_out, measure
-from pwgf_jax.experiments.reading import ConfigError, Place, build_step_size, parameters, read, suggestion
-from pwgf_jax.experiments.registry import FLOWS, FUNCTIONALS, OWN_DATA, SOURCES, STARTS, own_data
+from pwgf_jax.experiments.reading import ConfigError, Place, make, parameters, read, suggestion
+from pwgf_jax.experiments.registry import FLOWS, FUNCTIONALS, OWN_DATA, SAMPLES, SOURCES, STARTS, own_data
 from pwgf_jax.experiments.starts import Start
 from pwgf_jax.flows import Flow
 from pwgf_jax.measures import Particles
 from pwgf_jax.solve import Record
 
 __all__ = ["Experiment", "build"]
+
+_LARGEST = 256e6  # bytes that records of particles may take
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Experiment:
         keys: one per seed, the same for all arms.
         records: what is written down, by arm.
         points: how many data a gradient sees; None without data.
+        target: of the first seed, where the problem is to meet a sample; else None.
 
     Example:
         >>> from pwgf_jax.experiments.config import parse
@@ -57,6 +61,7 @@ class Experiment:
     keys: Array
     records: dict[str, Record]
     points: int | None
+    target: Array | None = None
 
 
 def build(config: Config) -> Experiment:
@@ -90,7 +95,8 @@ def build(config: Config) -> Experiment:
             source = _source(spec.data)
     with _blamed(place / "start"):
         start: Start = STARTS[spec.start.name].make(**spec.start.arguments)
-    functional, options = _functional(config, place)
+    with _blamed(place / "options"):
+        functional, options = _functional(config, place)
     blame = _blamed if not spec.is_own else _all_blamed
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
 
@@ -104,19 +110,19 @@ def build(config: Config) -> Experiment:
                 data = source.draw(data_key, dtype)
         with _blamed(place / "start"):
             mu0 = start.draw(start_key, spec.particles, data, dtype)
-        if source is None or data is None:
-            return functional, mu0
-        with blame(place / ("functional" if spec.is_own else "options")):
-            F = functional(data.inputs, data.targets, **options)
-            if data.test_inputs is None or data.test_targets is None:
-                return F, mu0
-            test = functional(data.test_inputs, data.test_targets, **options)
-        return hold_out(F, test, data, spec.functional.name, source.classes), mu0
+        F = functional
+        if source is not None and data is not None:
+            with blame(place / ("functional" if spec.is_own else "options")):
+                F = functional(*data.arguments, **options)
+                if data.test_arguments is not None:
+                    test = functional(*data.test_arguments, **options)
+                    F = hold_out(F, test, data.test_arguments, spec.functional.name, source.classes)
+        return (Confined(F, spec.confinement) if spec.confinement else F), mu0
 
     flows = {}
     for arm, call in config.arms.items():
         with _blamed(root / "arms" / arm):
-            flows[arm] = FLOWS[call.name].make(**{k: build_step_size(v) for k, v in call.arguments.items()})
+            flows[arm] = FLOWS[call.name].make(**{name: make(name, v) for name, v in call.arguments.items()})
 
     def value(key: Array) -> Any:
         F, mu0 = problem(key)
@@ -137,26 +143,55 @@ def build(config: Config) -> Experiment:
         with _blamed(root / "arms" / arm):
             jax.eval_shape(partial(first_step, flow), keys[0])
     tested = source is not None and source.held_out > 0
+    if config.snapshots:
+        _check_snapshots(config, jax.eval_shape(lambda key: problem(key)[1].points, keys[0]))
     records = {
-        arm: Record(config.record_every, _stats(tested, "batch_size" in call.arguments))
+        arm: Record(config.record_every, _stats(tested, call, bool(config.snapshots)))
         for arm, call in config.arms.items()
     }
-    points = None
-    if source is not None:
-        drawn = jax.eval_shape(lambda key: source.draw(key, dtype).inputs, keys[0])
-        points = drawn.shape[0]
-    return Experiment(problem, flows, keys, records, points)
+    if source is None:
+        return Experiment(problem, flows, keys, records, None)
+    drawn = jax.eval_shape(lambda key: source.draw(key, dtype).arguments, keys[0])
+    target = None
+    if spec.data is not None and spec.data.name in SAMPLES:
+        target = source.draw(jax.random.split(keys[0])[0], dtype).arguments[0]
+    return Experiment(problem, flows, keys, records, drawn[0].shape[0], target)
 
 
-def _stats(tested: bool, batched: bool) -> Callable[[Functional, Particles], dict[str, Array]] | None:
-    """What is recorded beside the flow's own value: on held-out data, and on all data where the flow sees a batch."""
-    if not tested and not batched:
+def _stats(tested: bool, arm: Call, pictured: bool) -> Callable[[Functional, Particles], dict[str, Array]] | None:
+    """What is recorded beside the flow's own value.
+
+    On held-out data; on all data where the flow sees a batch; what a flow at a constant temperature descends; and the
+    points where they are asked for.
+    """
+    batched, given = "batch_size" in arm.arguments, arm.arguments.get("temperature")
+    temperature = given if isinstance(given, float) else None
+    if not (tested or batched or temperature is not None or pictured):
         return None
 
     def stats(F: Functional, mu: Particles) -> dict[str, Array]:
-        return measure(F, mu) | ({"full_value": F(mu)} if batched else {})
+        recorded = measure(F, mu)
+        if batched:
+            recorded |= {"full_value": F(mu)}
+        if temperature is not None:
+            recorded |= {"free_energy": F(mu) - temperature * entropy(mu)}
+        return recorded | ({"points": mu.points} if pictured else {})
 
     return stats
+
+
+def _check_snapshots(config: Config, points: Any) -> None:
+    """Snapshots are of an array of particles, and all records of them have to be held at once."""
+    place = Place(config.file)
+    if not isinstance(points, jax.ShapeDtypeStruct) or points.ndim != 2:
+        raise place.error("snapshots: these particles are networks or the like; leave it out, or use points (N, d).")
+    records = max(config.steps_of(arm) for arm in config.arms) // config.record_every + 2
+    size = records * config.seeds * points.size * points.dtype.itemsize
+    if size > _LARGEST:
+        raise place.error(
+            f"snapshots: {records} records of the particles of {config.seeds} seeds take {size / 1e6:.0f} MB, over "
+            f"{_LARGEST / 1e6:.0f} MB; raise record_every, or have fewer seeds."
+        )
 
 
 @contextmanager
@@ -179,7 +214,7 @@ def _all_blamed(place: Place) -> AbstractContextManager[None]:
 def _source(call: Call) -> Source:
     if own_data(call.name):
         return OWN_DATA.make(call.name, **call.arguments)
-    return SOURCES[call.name].make(**call.arguments)
+    return (SOURCES | SAMPLES)[call.name].make(**call.arguments)
 
 
 def _functional(config: Config, place: Place) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -187,7 +222,7 @@ def _functional(config: Config, place: Place) -> tuple[Callable[..., Any], dict[
     spec = config.problem
     options = spec.functional.arguments
     if not spec.is_own:
-        return FUNCTIONALS[spec.functional.name].make, options
+        return FUNCTIONALS[spec.functional.name].make, {name: make(name, value) for name, value in options.items()}
     function = _imported(spec.functional.name, place / "functional")
     if spec.data is None:
         if options:
@@ -197,7 +232,8 @@ def _functional(config: Config, place: Place) -> tuple[Callable[..., Any], dict[
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
         return function, options
     with _all_blamed(place / "functional"):
-        allowed = parameters(function, without=list(signature.parameters)[:2])
+        data = 1 if spec.data.name in SAMPLES else 2
+        allowed = parameters(function, without=list(signature.parameters)[:data])
     return function, read(options, allowed, place / "options")
 
 

@@ -12,7 +12,17 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 import optax
 
-__all__ = ["ConfigError", "Parameter", "Place", "parameters", "read", "suggestion"]
+from pwgf_jax import flows, kernels
+from pwgf_jax.experiments.samples import Normal, ThreeRings
+
+__all__ = ["KINDS", "ConfigError", "Parameter", "Place", "make", "parameters", "read", "suggestion"]
+
+# What a table with a ``kind`` stands for, by the key that it is given to.
+KINDS: dict[str, dict[str, Callable[..., Any]]] = {
+    "kernel": {name: getattr(kernels, name) for name in ("gaussian", "laplace", "imq", "energy", "coulomb")},
+    "energy": {"gaussian": Normal, "three_rings": ThreeRings},
+    "level": {"adaptive": flows.adaptive_level},
+}
 
 
 class ConfigError(ValueError):
@@ -83,7 +93,7 @@ def parameters(make: Callable[..., Any], without: Collection[str] = ()) -> dict[
         for name, parameter in inspect.signature(make).parameters.items()
         if name not in without
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        and writable(hints.get(name, Any))
+        and (name in KINDS or writable(hints.get(name, Any)))
     }
 
 
@@ -130,12 +140,36 @@ def read(table: Mapping[str, Any], allowed: Mapping[str, Parameter], place: Plac
     values = {}
     for name, parameter in allowed.items():
         if name in table:
-            values[name] = _convert(table[name], parameter.hint, place / name)
+            values[name] = _value(name, table[name], parameter.hint, place / name)
         elif parameter.required:
-            raise ConfigError(f"{place.file}: missing key {(place / name).key}; give {describe(parameter.hint)}.")
+            raise ConfigError(f"{place.file}: missing key {(place / name).key}; give {_ways(name, parameter.hint)}.")
         elif isinstance(parameter.default, bool | int | float | str):
             values[name] = parameter.default
     return values
+
+
+def _value(name: str, value: Any, hint: Any, place: Place) -> Any:
+    if name not in KINDS or (not isinstance(value, dict) and writable(hint)) or _names_step_size(value):
+        return _convert(value, hint, place)
+    known = KINDS[name]
+    if not isinstance(value, dict) or "kind" not in value:
+        raise place.error(f"given {show(value)}; give {_ways(name, hint)}.")
+    kind, rest = value["kind"], {key: inner for key, inner in value.items() if key != "kind"}
+    if kind not in known:
+        raise (place / "kind").error(f"given {show(kind)}; {suggestion(str(kind), known)}")
+    return {"kind": kind, **read(rest, parameters(known[kind]), place)}
+
+
+def _names_step_size(value: Any) -> bool:
+    return isinstance(value, dict) and bool({"optimizer", "schedule"} & set(value))
+
+
+def _ways(name: str, hint: Any) -> str:
+    """What a key allows, tables with a kind included."""
+    if name not in KINDS:
+        return describe(hint)
+    table = "a table with kind = one of " + ", ".join(f'"{kind}"' for kind in KINDS[name])
+    return f"{describe(hint)} or {table}" if writable(hint) else table
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -149,7 +183,10 @@ def writable(hint: Any) -> bool:
     plain = (bool, int, float, str, dict, Any)
     parts = _alternatives(hint)
     return bool(_step_sizes(hint)) or any(
-        part in plain or get_origin(part) in (list, Literal, Mapping) for part in parts
+        part in plain
+        or get_origin(part) in (list, Literal, Mapping)
+        or (get_origin(part) is dict and get_args(part)[1] in plain)
+        for part in parts
     )
 
 
@@ -177,6 +214,8 @@ def _convert(value: Any, hint: Any, place: Place) -> Any:
             return value
         if (part is dict or get_origin(part) is Mapping) and isinstance(value, dict):
             return value
+        if get_origin(part) is dict and isinstance(value, dict):
+            return {key: _convert(entry, get_args(part)[1], place / key) for key, entry in value.items()}
         if get_origin(part) is list and isinstance(value, list):
             return [_convert(entry, get_args(part)[0], place) for entry in value]
     raise place.error(f"given {show(value)}; give {describe(hint)}.")
@@ -200,7 +239,7 @@ def describe(hint: Any) -> str:
             said.append("one of " + ", ".join(f'"{choice}"' for choice in get_args(part)))
         elif get_origin(part) is list:
             said.append(f"a list of {'strings' if get_args(part) == (str,) else 'values'}")
-        elif get_origin(part) is Mapping:
+        elif get_origin(part) in (Mapping, dict):
             said.append("a table")
     if kinds := _step_sizes(hint):
         said.append(f"a table that names an optax {' or '.join(kinds)}")
@@ -238,10 +277,31 @@ def _read_step_size(table: dict[str, Any], kinds: tuple[str, ...], place: Place)
     return {kind: name, **read(rest, parameters(known[name]), place)}
 
 
-def build_step_size(value: Any) -> Any:
-    """The number, schedule or optimizer that a checked step size means."""
-    if not isinstance(value, dict) or not {"optimizer", "schedule"} & set(value):
+def make(name: str, value: Any) -> Any:
+    """What a checked value of a key means: itself, or the kernel, schedule, optimizer, ... that a table names.
+
+    Args:
+        name: the key.
+        value: as :func:`read` returns it.
+
+    Returns:
+        An argument for the call that the table around it stands for.
+
+    Example:
+        >>> halved = {"schedule": "piecewise_constant_schedule", "init_value": 2.0}
+        >>> float(make("step_size", halved | {"boundaries_and_scales": {"5": 0.5}})(9))
+        1.0
+        >>> import jax.numpy as jnp
+        >>> float(make("energy", {"kind": "gaussian", "scale": 2.0})(jnp.array([2.0, 2.0])))
+        1.0
+    """
+    if not isinstance(value, dict):
         return value
-    kind = "optimizer" if "optimizer" in value else "schedule"
-    arguments = {key: build_step_size(inner) for key, inner in value.items() if key != kind}
-    return _from_optax(kind)[value[kind]](**arguments)
+    inner = {key: make(key, each) for key, each in value.items()}
+    if name in KINDS and "kind" in inner:
+        return KINDS[name][inner.pop("kind")](**inner)
+    for kind in ("optimizer", "schedule"):
+        if kind in inner:
+            return _from_optax(kind)[inner.pop(kind)](**inner)
+    # TOML's keys are strings, steps of a schedule are whole numbers.
+    return {int(key) if key.isdecimal() else key: each for key, each in inner.items()}

@@ -10,10 +10,10 @@ from functools import cached_property
 from typing import Any, get_type_hints
 
 from pwgf_jax import flows, functionals
-from pwgf_jax.experiments import data, starts, tables
+from pwgf_jax.experiments import data, samples, starts, tables
 from pwgf_jax.experiments.reading import Parameter, parameters
 
-__all__ = ["FLOWS", "FUNCTIONALS", "JUMPS", "OWN_DATA", "SOURCES", "STARTS", "Entry", "own_data"]
+__all__ = ["FLOWS", "FUNCTIONALS", "JUMPS", "OWN_DATA", "SAMPLES", "SOURCES", "STARTS", "Entry", "own_data"]
 
 
 @dataclass(frozen=True)
@@ -81,19 +81,25 @@ def _is_method(thing: Any) -> bool:
     return get_type_hints(thing).get("return") is flows.Flow
 
 
-def _is_loss(thing: Any) -> bool:
-    """Whether it makes a functional of inputs and targets."""
-    return inspect.isfunction(thing) and list(inspect.signature(thing).parameters)[:2] == ["inputs", "targets"]
+def _data_of(thing: Any) -> tuple[str, ...]:
+    """The data that it makes a functional of: inputs and targets, or a sample of a target."""
+    names = tuple(inspect.signature(thing).parameters) if inspect.isfunction(thing) else ()
+    return next((wanted for wanted in (("inputs", "targets"), ("target",)) if names[: len(wanted)] == wanted), ())
 
 
 # Whatever the library offers of a kind can be named: a new flow or loss needs no line here.
 FLOWS = {name: Entry(thing) for name, thing in _offered(flows, _is_method).items()}
-FUNCTIONALS = {name: Entry(thing, ("inputs", "targets")) for name, thing in _offered(functionals, _is_loss).items()}
+FUNCTIONALS = {
+    name: Entry(thing, _data_of(thing)) for name, thing in _offered(functionals, lambda f: bool(_data_of(f))).items()
+}
 SOURCES = {
     "teacher": Entry(data.Teacher),
     "sign_pairs": Entry(data.SignPairs),
+    "small_teacher": Entry(data.SmallTeacher),
     "digits": Entry(tables.digits),
 }
+# Sources of a target's sample, where the others are of inputs and targets.
+SAMPLES = {"gaussian": Entry(samples.gaussian), "three_rings": Entry(samples.three_rings)}
 OWN_DATA = Entry(tables.read_table, ("path",))
 # The keys of a table that adds the jumps of pwgf to another flow.
 JUMPS = {
@@ -105,4 +111,5 @@ STARTS = {
     "gaussian": Entry(starts.Gaussian),
     "antithetic": Entry(starts.Antithetic),
     "icfl_saddle": Entry(starts.IcflSaddle),
+    "students": Entry(starts.Students),
 }

@@ -171,7 +171,8 @@ def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], quiet: boo
                     checkpoint=folder.checkpoint(arm),
                 )
                 cost = cost_model(part.config.arms[arm], experiment.points)
-                folder.finish(arm, solution, clock.timing(part.config.seeds) | {"cost": cost})
+                timing = clock.timing(part.config.seeds) | {"cost": cost}
+                folder.finish(arm, solution, timing, part.config.snapshots, experiment.target)
 
 
 class _Clock:

@@ -100,9 +100,10 @@ class Problem:
         start: the law of the start.
         data: where inputs and targets come from; None for a functional that needs none.
         same_data: whether all seeds have the data of the first one, and differ in start and noise only.
+        confinement: λ of a quadratic confinement λ/2 ∫|x|² dμ that is added to the functional.
 
     Raises:
-        ValueError: if there is no particle.
+        ValueError: if there is no particle, or the confinement is negative.
 
     Example:
         >>> Problem(Call("energy.py:F"), 100, Call("gaussian", {"dimension": 2})).data is None
@@ -114,10 +115,13 @@ class Problem:
     start: Call
     data: Call | None = None
     same_data: bool = False
+    confinement: float = 0.0
 
     def __post_init__(self) -> None:
         if self.particles < 1:
             raise ValueError(f"particles = {self.particles}; give at least 1.")
+        if self.confinement < 0:
+            raise ValueError(f"confinement = {self.confinement}; give a non-negative number.")
 
     @property
     def is_own(self) -> bool:
@@ -139,6 +143,7 @@ class Config:
         record_every: steps between two records.
         dtype: of data and particles.
         targets: values of the objective; the summary says when each arm came below them.
+        snapshots: steps at which the particles of the first seed are kept and drawn.
         vary: a key and the values it takes in turn, if there is one.
         file: where it was read from.
 
@@ -162,6 +167,7 @@ class Config:
     record_every: int = 1
     dtype: Literal["float32", "float64"] = "float32"
     targets: list[float] = field(default_factory=list)
+    snapshots: list[int] = field(default_factory=list)
     vary: Vary | None = None
     file: str = field(default="config", compare=False)
 
@@ -178,6 +184,8 @@ class Config:
                 raise ValueError(f'{key}: given "{name}"; use letters, digits, - and _, for files are named after it.')
         if not all(math.isfinite(target) for target in self.targets):
             raise ValueError(f"targets = {self.targets}; give finite numbers.")
+        if any(step < 0 or step % self.record_every for step in self.snapshots):
+            raise ValueError(f"snapshots = {self.snapshots}; give multiples of record_every = {self.record_every}.")
         if self.vary is not None and not any(self.vary.concerns(arm) for arm in self.arms):
             raise ValueError(f'vary.key: given "{self.vary.key}"; arms are {", ".join(self.arms)}.')
 

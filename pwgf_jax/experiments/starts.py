@@ -3,31 +3,34 @@ r"""Where the particles start. A neuron of a network is a row (a, w): k outgoing
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pwgf_jax.experiments.data import Data
+from pwgf_jax.experiments.samples import Sample
+from pwgf_jax.functionals import small_networks
 from pwgf_jax.measures import Particles
 
-__all__ = ["Antithetic", "Gaussian", "IcflSaddle", "Start"]
+__all__ = ["Antithetic", "Gaussian", "IcflSaddle", "Start", "Students"]
 
 
 @runtime_checkable
 class Start(Protocol):
     """What draws a seed's start."""
 
-    def draw(self, key: Array, particles: int, data: Data | None, dtype: Any) -> Particles:
+    def draw(self, key: Array, particles: int, data: Data | Sample | None, dtype: Any) -> Particles:
         """The start of one seed; traced by jax."""
         ...
 
 
-def _sizes(data: Data | None, kind: str) -> tuple[int, int]:
-    if data is None:
+def _sizes(data: Data | Sample | None, kind: str) -> tuple[int, int]:
+    if not isinstance(data, Data):
         raise ValueError(
-            f'kind = "{kind}" places the neurons of a network on data; without problem.data use "gaussian".'
+            f'kind = "{kind}" places the neurons of a network on data of inputs and targets; '
+            'without such problem.data use "gaussian".'
         )
     return data.targets.shape[1], data.inputs.shape[1]
 
@@ -45,11 +48,13 @@ def _check(scale: float, jitter: float = 0.0) -> None:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Independent Gaussian particles, N(0, scale² I).
+    """Independent Gaussian particles, N(mean, scale² I).
 
     Args:
         scale: standard deviation of every coordinate.
-        dimension: of a particle; that of a network's neuron if there are data and nothing is given.
+        dimension: of a particle; that of a network's neuron, or of a target's points, if there are data and nothing is
+            given.
+        mean: of every coordinate.
 
     Raises:
         ValueError: if scale or dimension is not positive, or no dimension is known.
@@ -62,20 +67,21 @@ class Gaussian:
 
     scale: float = 1.0
     dimension: int | None = None
+    mean: float = 0.0
 
     def __post_init__(self) -> None:
         _check(self.scale)
         if self.dimension is not None and self.dimension < 1:
             raise ValueError(f"dimension = {self.dimension}; give at least 1.")
 
-    def draw(self, key: Array, particles: int, data: Data | None, dtype: Any) -> Particles:
+    def draw(self, key: Array, particles: int, data: Data | Sample | None, dtype: Any) -> Particles:
         """The start of one seed."""
         dimension = self.dimension
         if dimension is None:
             if data is None:
                 raise ValueError("dimension is missing; without problem.data, say how many coordinates a particle has.")
-            dimension = sum(_sizes(data, "gaussian"))
-        return Particles.uniform(self.scale * jax.random.normal(key, (particles, dimension), dtype))
+            dimension = data.points.shape[1] if isinstance(data, Sample) else sum(_sizes(data, "gaussian"))
+        return Particles.uniform(self.mean + self.scale * jax.random.normal(key, (particles, dimension), dtype))
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ class Antithetic:
     def __post_init__(self) -> None:
         _check(self.scale, self.jitter)
 
-    def draw(self, key: Array, particles: int, data: Data | None, dtype: Any) -> Particles:
+    def draw(self, key: Array, particles: int, data: Data | Sample | None, dtype: Any) -> Particles:
         """The start of one seed."""
         outputs, inputs = _sizes(data, "antithetic")
         if particles % 2:
@@ -140,12 +146,47 @@ class IcflSaddle:
     def __post_init__(self) -> None:
         _check(self.scale, self.jitter)
 
-    def draw(self, key: Array, particles: int, data: Data | None, dtype: Any) -> Particles:
+    def draw(self, key: Array, particles: int, data: Data | Sample | None, dtype: Any) -> Particles:
         """The start of one seed."""
         outputs, inputs = _sizes(data, "icfl_saddle")
-        block = None if data is None else data.teacher_block
+        block = data.teacher_block if isinstance(data, Data) else None
         if block is None:
             raise ValueError('kind = "icfl_saddle" needs problem.data.source = "sign_pairs".')
         neuron_key, jitter_key = jax.random.split(key)
         points = self.scale * jax.random.normal(neuron_key, (particles, outputs + inputs), dtype)
         return _shaken(jitter_key, points.at[:, outputs : outputs + block].set(0), self.jitter)
+
+
+@dataclass(frozen=True)
+class Students:
+    """Small networks with independent Gaussian parameters, as :func:`pwgf_jax.functionals.student_teacher` takes them.
+
+    Args:
+        hidden: H, units of each.
+        mean: of every parameter.
+        scale: standard deviation of every parameter.
+        coupling: that of the functional, ``"block"`` or ``"dense"``.
+
+    Raises:
+        ValueError: if the scale is not positive, or the data are no pairs of inputs and targets.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> data = Data(jnp.ones((4, 5)), jnp.ones((4, 1)))
+        >>> Students().draw(jax.random.key(0), 6, data, jnp.float32).points["w"].shape
+        (6, 3, 5)
+    """
+
+    hidden: int = 3
+    mean: float = 1e-3
+    scale: float = 1.0
+    coupling: Literal["block", "dense"] = "block"
+
+    def __post_init__(self) -> None:
+        _check(self.scale)
+
+    def draw(self, key: Array, particles: int, data: Data | Sample | None, dtype: Any) -> Particles:
+        """The start of one seed."""
+        _, size = _sizes(data, "students")
+        shape = {"hidden": self.hidden, "mean": self.mean, "scale": self.scale, "coupling": self.coupling}
+        return small_networks(key, particles, size, **shape, dtype=dtype)

@@ -87,7 +87,7 @@ def overview(arms: Mapping[str, Arm]) -> list[list[str]]:
         >>> [row[:3] for row in overview({"static": arm})]
         [['arm', 'final F', 'final gradient norm'], ['static', '2 [1.5, 2.5]', '2 [1.5, 2.5]']]
     """
-    extra = {"test_loss": "final test loss", "test_accuracy": "final test accuracy"}
+    extra = {"free_energy": "final free energy", "test_loss": "final test loss", "test_accuracy": "final test accuracy"}
     present = [name for name in extra if any(name in arm.records for arm in arms.values())]
     heading = ["arm", "final F", "final gradient norm", *(extra[name] for name in present), "gradient peak at step"]
     heading += [f"steps to {label} of F₀" for label in FRACTIONS] + ["jumps", "stopped at step", "ended as", "seconds"]

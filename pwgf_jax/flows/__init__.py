@@ -1,24 +1,38 @@
 """Flows of measures: a direction, an optax step, a perturbation and a trigger, composed."""
 
-from pwgf_jax.flows.base import Evaluation, Flow, FlowState, Status, StepInfo, flow, gradient
-from pwgf_jax.flows.noise import hessian_noise, isotropic_noise
+from pwgf_jax.flows.base import Evaluation, Flow, FlowState, Scheduled, Status, StepInfo, flow, gradient
+from pwgf_jax.flows.injection import adaptive_level, injected, noise_injection
+from pwgf_jax.flows.langevin import langevin
+from pwgf_jax.flows.noise import gaussian_noise, hessian_noise, isotropic_noise
 from pwgf_jax.flows.presets import isotropic_pwgf, pwgf, wgf
 from pwgf_jax.flows.spectral import saddle_free_newton, sobolev_descent, wasserstein_newton
+from pwgf_jax.flows.stein import ksd_descent, ksd_direction, stein_discrepancy, svgd, svgd_direction
 
 __all__ = [
     "Evaluation",
     "Flow",
     "FlowState",
+    "Scheduled",
     "Status",
     "StepInfo",
+    "adaptive_level",
     "flow",
+    "gaussian_noise",
     "gradient",
     "hessian_noise",
+    "injected",
     "isotropic_noise",
     "isotropic_pwgf",
+    "ksd_descent",
+    "ksd_direction",
+    "langevin",
+    "noise_injection",
     "pwgf",
     "saddle_free_newton",
     "sobolev_descent",
+    "stein_discrepancy",
+    "svgd",
+    "svgd_direction",
     "wasserstein_newton",
     "wgf",
 ]

@@ -1,8 +1,9 @@
-"""The one composition that every method is a point of: direction ∘ optimizer ∘ perturbation ∘ trigger."""
+"""The one composition that every method is a point of: direction ∘ optimizer ∘ noise ∘ perturbation ∘ trigger."""
 
 from __future__ import annotations
 
 import enum
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -16,7 +17,7 @@ from pwgf_jax.krylov import check_key
 from pwgf_jax.measures import Field, Particles, norm, per_particle
 from pwgf_jax.transforms import Trigger
 
-__all__ = ["Evaluation", "Flow", "FlowState", "Status", "StepInfo", "StepSize", "flow", "gradient"]
+__all__ = ["Evaluation", "Flow", "FlowState", "Scheduled", "Status", "StepInfo", "StepSize", "flow", "gradient"]
 
 StepSize: TypeAlias = float | optax.Schedule | optax.GradientTransformation
 """A step size: a float, an optax schedule, or any optax transformation that turns a field into an update."""
@@ -72,6 +73,33 @@ class Evaluation(NamedTuple):
 
 Direction: TypeAlias = Callable[[Array, Functional, Particles], Evaluation]
 Perturbation: TypeAlias = Callable[[Array, Functional, Particles], Field]
+
+
+class Scheduled(NamedTuple):
+    """A part of a flow (a direction, a noise, a perturbation) that changes with the step.
+
+    Args:
+        at: step, int32 -> the part at that step. The direction at step k is the one that update k descends along.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pwgf_jax import run
+        >>> def once(step):
+        ...     def direction(key, F, mu):
+        ...         found = gradient(key, F, mu)
+        ...         return found._replace(field=jnp.where(step < 1, found.field, 0))
+        ...     return direction
+        >>> F = lambda mu: mu.weights @ jnp.sum(mu.points**2, axis=-1) / 2
+        >>> start = Particles.uniform(jnp.ones((4, 1)))
+        >>> run(flow(Scheduled(once), 0.5), F, start, jax.random.key(0), steps=3).mu.points[0].tolist()
+        [0.5]
+    """
+
+    at: Callable[[Int[Array, ""]], Callable[..., Any]]
+
+
+def _at(part: Any, step: Array) -> Any:
+    return part.at(step) if isinstance(part, Scheduled) else part
 
 
 class FlowState(NamedTuple):
@@ -200,12 +228,29 @@ def _optimizer(step_size: StepSize) -> optax.GradientTransformationExtraArgs:
     return optax.with_extra_args_support(optax.sgd(step_size))
 
 
+def schedule(name: str, value: float | optax.Schedule) -> Callable[[Any], Array]:
+    """A number or an optax schedule as a function of the step; a number has to be non-negative."""
+    if not callable(value):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise TypeError(f"{name} is a {type(value).__name__}; give a float or an optax schedule.")
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name}={value}; give a non-negative number.")
+        value = optax.constant_schedule(float(value))
+
+    def at(step: Any) -> Array:
+        with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix dtypes
+            return jnp.asarray(value(step))
+
+    return at
+
+
 def flow(
-    direction: Direction,
+    direction: Direction | Scheduled,
     optimizer: StepSize,
-    perturbation: Perturbation | None = None,
+    perturbation: Perturbation | Scheduled | None = None,
     trigger: Trigger | None = None,
     *,
+    noise: Perturbation | Scheduled | None = None,
     batch_size: int | None = None,
 ) -> Flow:
     r"""Compose a method: :math:`\mu_{k+1}=(\mathrm{Id}+u_k)_\sharp\mu_k`, u_k the optimizer's update for the direction.
@@ -213,6 +258,7 @@ def flow(
     With a trigger, a step at which it fires first moves the measure by the perturbation and takes the gradient step
     from there; a window that ends without enough decrease ends the run and returns the measure from before
     its jump. The objective and the direction are evaluated once per step, and once more in a step that jumps.
+    The direction, the perturbation and the noise may each be :class:`Scheduled`.
 
     Args:
         direction: (key, F, mu) -> :class:`Evaluation`; :func:`gradient` for a Wasserstein gradient flow.
@@ -221,6 +267,9 @@ def flow(
         perturbation: (key, F, mu) -> displacement field. None with a trigger that examines takes the escape
             direction that it finds.
         trigger: when to jump, see :func:`pwgf_jax.transforms.gradient_trigger` and ``certificate_trigger``.
+        noise: (key, F, mu) -> displacement field, drawn afresh in every step at the measure that the update leaves from
+            and added to the update, so that the optimizer neither sees nor scales it; see
+            :func:`pwgf_jax.flows.gaussian_noise`.
         batch_size: evaluate on a fresh ``F.batch(key, batch_size)`` each time, so that one batch serves a gradient and
             the Hessian products that go with it: those of φ(H)∇F, and of the noise of a jump with the gradient after
             it. Values and gradient norms are then the batch's, and so are the trigger and the stop test, which
@@ -265,7 +314,7 @@ def flow(
 
     def init(key: Array, F: Functional, mu: Particles) -> FlowState:
         check_key(key, "Flow.init")
-        evaluation = direction(*sampled(key, F), mu)
+        evaluation = _at(direction, jnp.zeros((), jnp.int32))(*sampled(key, F), mu)
         return FlowState(
             mu,
             evaluation,
@@ -281,8 +330,11 @@ def flow(
         active, jumps, moved = state.status == Status.running, jnp.zeros((), bool), state
         if trigger is not None:
             fires = active & trigger.should_perturb(state.window, state.step, state.evaluation.gradient_norm)
-            moved, jumps = _jump(fires, *sampled(jump_key, F), state, direction, perturbation, trigger)
-        after = _descend(*sampled(next_key, F), moved, direction, transform)
+            at_jump = _at(direction, state.step), _at(perturbation, state.step)
+            moved, jumps = _jump(fires, *sampled(jump_key, F), state, *at_jump, trigger)
+        after = _descend(
+            *sampled(next_key, F), moved, _at(direction, state.step + 1), transform, _at(noise, state.step)
+        )
         # A measure that is not finite is never entered: the one before it is kept.
         after = _choose(after.status == Status.not_finite, state._replace(status=after.status), after)
         if trigger is not None:
@@ -325,9 +377,14 @@ def _jump(
 
 
 def _descend(
-    key: Array, F: Functional, state: FlowState, direction: Direction, transform: optax.GradientTransformationExtraArgs
+    key: Array,
+    F: Functional,
+    state: FlowState,
+    direction: Direction,
+    transform: optax.GradientTransformationExtraArgs,
+    noise: Perturbation | None,
 ) -> FlowState:
-    """One step of the optimizer along the direction, and the evaluation where it leads."""
+    """One step of the optimizer along the direction, the noise, and the evaluation where they lead."""
     mu, evaluation = state.mu, state.evaluation
     # optax mixes dtypes (adam raises a float to an int32 power): strict users need not give it up.
     with jax.numpy_dtype_promotion("standard"):
@@ -341,6 +398,9 @@ def _descend(
         )
     # An optimizer that widens its state may not change the carry's dtypes.
     optimizer = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), optimizer, state.optimizer)
+    if noise is not None:
+        key, noise_key = jax.random.split(key)
+        updates = jax.tree.map(operator.add, updates, noise(noise_key, F, mu))
     mu = mu.moved_to(optax.apply_updates(mu.points, updates))
     evaluation = direction(key, F, mu)
     status = _finite_status(evaluation, state.status)

@@ -1,4 +1,4 @@
-"""Perturbations ready for :func:`pwgf_jax.flow`: a random field times a factor."""
+"""Noise ready for :func:`pwgf_jax.flow`, to jump by or to add in every step: a random field times a factor."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array
 
 from pwgf_jax.calculus import Functional
-from pwgf_jax.flows.base import Perturbation
+from pwgf_jax.flows.base import Perturbation, Scheduled, schedule
 from pwgf_jax.measures import Field, Particles
 from pwgf_jax.perturbation import hessian_energy, hessian_guided, isotropic, smooth_isotropic
 
-__all__ = ["hessian_noise", "isotropic_noise"]
+__all__ = ["gaussian_noise", "hessian_noise", "isotropic_noise"]
 
 
 def _scaled(noise: Callable[[Array, Functional, Particles], Field], factor: float) -> Perturbation:
@@ -83,3 +84,26 @@ def isotropic_noise(eta_p: float, scale: float | None = None, lengthscale: float
         return smooth_isotropic(field_key, mu, deviation, lengthscale)
 
     return _scaled(noise, eta_p)
+
+
+def gaussian_noise(level: float | optax.Schedule) -> Scheduled:
+    r"""The displacement :math:`\beta_k u`, u ~ N(0, I) for every particle and step, for ``flow(..., noise=)``.
+
+    Args:
+        level: β, a number or a schedule of the step [units of the points]; no step size is applied to it.
+
+    Returns:
+        A :class:`pwgf_jax.flows.Scheduled` (key, F, mu) -> displacement field.
+
+    Raises:
+        ValueError: if the level is a negative number.
+        TypeError: if it is neither a number nor a schedule.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> noise = gaussian_noise(0.1).at(jnp.int32(0))
+        >>> noise(jax.random.key(0), None, Particles.uniform(jnp.zeros((3, 2)))).shape
+        (3, 2)
+    """
+    at = schedule("gaussian_noise: level", level)
+    return Scheduled(lambda step: lambda key, F, mu: isotropic(key, mu, at(step)))

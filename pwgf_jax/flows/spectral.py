@@ -324,7 +324,14 @@ def saddle_free_newton(
     return flow(direction, step_size, noise, gradient_trigger(**arguments), batch_size=batch_size)
 
 
-def sobolev_descent(step_size: StepSize, *, damping: Damping, depth: int = 32, solver: Solver = "lanczos") -> Flow:
+def sobolev_descent(
+    step_size: StepSize,
+    *,
+    damping: Damping,
+    depth: int = 32,
+    solver: Solver = "lanczos",
+    batch_size: int | None = None,
+) -> Flow:
     r"""Sobolev descent, :math:`x\leftarrow x-\eta\,(H_\mu+\lambda)^{-1}\nabla_\mu F`, with the integral Hessian.
 
     Made for functionals convex under mixtures, such as ½MMD² and least squares, where H_μ ⪰ 0. On others it is damped
@@ -335,6 +342,7 @@ def sobolev_descent(step_size: StepSize, *, damping: Damping, depth: int = 32, s
         damping: λ, a number or a function of the gradient norm.
         depth: Krylov dimension of ``"lanczos"``.
         solver: as in :func:`spectral`.
+        batch_size: data points per evaluation, as in :func:`pwgf_jax.flow`; all of them if None.
 
     Returns:
         A :class:`pwgf_jax.Flow`.
@@ -355,11 +363,17 @@ def sobolev_descent(step_size: StepSize, *, damping: Damping, depth: int = 32, s
     """
     rule = _damping("sobolev_descent: damping", damping)
     direction = spectral(lambda t, gradient_norm: 1 / (t + rule(gradient_norm)), depth=depth, solver=solver)
-    return flow(direction, step_size)
+    return flow(direction, step_size, batch_size=batch_size)
 
 
 def wasserstein_newton(
-    step_size: StepSize, *, beta: Damping, part: Part = "full", depth: int = 32, solver: Solver = "lanczos"
+    step_size: StepSize,
+    *,
+    beta: Damping,
+    part: Part = "full",
+    depth: int = 32,
+    solver: Solver = "lanczos",
+    batch_size: int | None = None,
 ) -> Flow:
     r"""Wasserstein Newton with a regularised inverse, :math:`x\leftarrow x-\eta\,A(A^2+\beta)^{-1}\nabla_\mu F`.
 
@@ -371,6 +385,7 @@ def wasserstein_newton(
         part: as in :func:`saddle_free_newton`.
         depth: as in :func:`saddle_free_newton`.
         solver: as in :func:`saddle_free_newton`.
+        batch_size: as in :func:`saddle_free_newton`.
 
     Returns:
         A :class:`pwgf_jax.Flow`.
@@ -388,4 +403,4 @@ def wasserstein_newton(
     """
     rule = _damping("wasserstein_newton: beta", beta)
     direction = spectral(lambda t, g: t / (t**2 + rule(g)), part=part, depth=depth, solver=solver)
-    return flow(direction, step_size)
+    return flow(direction, step_size, batch_size=batch_size)

@@ -31,7 +31,7 @@ def arrays(path) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_config_can_be_made(path):
-    points = 50 if "digits" in path.stem else 8
+    points = {"wsfn_digits": 50, "digits": 50, "student_teacher": 100, "student_teacher_dense": 100}.get(path.stem, 8)
     small = ["problem.particles=8", f"problem.data.points={points}"]
     values = {"particles": "[8]", "minibatch": "[8]"}.get(path.stem)
     config = load(path, [*small, *([f"vary.values={values}"] if values else [])])
@@ -212,6 +212,9 @@ def test_list_names_everything_a_config_can_name(capsys):
         "  sign_pairs(points, inputs, outputs, teacher_neurons = 50",
         "  antithetic(scale = 0.3, jitter = 1e-06): Gaussian neurons in pairs",
         "  pwgf(step_size, eps, eta_p, k_thres, f_thres, sampler =",
+        "  mmd(kernel, statistic =",
+        "  three_rings(points, test_points = 0",
+        'In tables kernel = { kind = "...", ... }',
     ):
         assert line in said
 

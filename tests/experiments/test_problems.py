@@ -254,11 +254,11 @@ def test_digits_measure_accuracy_by_the_readout_of_the_training_set(tiny):
     z, y = F.train.inputs, F.train.targets
     h = np.asarray(F.train.outputs(mu, z))
     readout = np.linalg.lstsq(h, np.asarray(y), rcond=None)[0]
-    predicted = np.asarray(F.train.outputs(mu, F.inputs)) @ readout
-    right = predicted.argmax(axis=1) == np.asarray(F.targets).argmax(axis=1)
+    predicted = np.asarray(F.train.outputs(mu, F.data[0])) @ readout
+    right = predicted.argmax(axis=1) == np.asarray(F.data[1]).argmax(axis=1)
     measured = F.measure(mu)
     assert float(measured["test_accuracy"]) == pytest.approx(right.mean())
-    loss = np.mean(np.sum((predicted - np.asarray(F.targets)) ** 2, axis=1)) / 2
+    loss = np.mean(np.sum((predicted - np.asarray(F.data[1])) ** 2, axis=1)) / 2
     assert float(measured["test_loss"]) == pytest.approx(loss, rel=1e-6)
     np.testing.assert_allclose(F(mu), F.train(mu))
     assert digits().classes
@@ -282,7 +282,7 @@ def test_a_functional_with_a_rule_of_prediction_is_asked(key):
     from pwgf_jax.experiments.heldout import hold_out, measure
 
     z = jnp.ones((4, 1))
-    F = hold_out(Constant(), Constant(), Data(z, z, z, z + 1), "own.py:Constant", False)
+    F = hold_out(Constant(), Constant(), (z, z + 1), "own.py:Constant", False)
     assert not isinstance(F, MomentForm)
     assert not hasattr(F, "batch")
     assert float(measure(F, Particles.uniform(z))["test_loss"]) == 0.5

@@ -1,0 +1,229 @@
+r"""Laws in the plane or beyond to be approximated: each has samples for an MMD, and an energy −log π for scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+__all__ = ["Law", "Normal", "Sample", "Sampled", "ThreeRings", "gaussian", "three_rings"]
+
+
+class Sample(NamedTuple):
+    """One seed's sample of the target.
+
+    Args:
+        points: shape (M, d).
+        test_points: fresh ones of the same law; None without.
+    """
+
+    points: Float[Array, "m d"]
+    test_points: Float[Array, "t d"] | None = None
+
+    @property
+    def arguments(self) -> tuple[Array, ...]:
+        """What a functional is made of."""
+        return (self.points,)
+
+    @property
+    def test_arguments(self) -> tuple[Array, ...] | None:
+        """The same of the fresh ones."""
+        return None if self.test_points is None else (self.test_points,)
+
+
+@runtime_checkable
+class Law(Protocol):
+    """A probability law: it is called for its energy, and has samples."""
+
+    def sample(self, key: Array, count: int, dtype: Any) -> Array:
+        """Independent points, shape (count, d)."""
+        ...
+
+    def __call__(self, x: Array) -> Array:
+        """The energy −log π of one point, up to a constant."""
+        ...
+
+
+@dataclass(frozen=True)
+class Normal:
+    """The Gaussian law N(mean, scale² I).
+
+    Args:
+        dimension: d.
+        mean: of every coordinate.
+        scale: standard deviation of every coordinate.
+
+    Raises:
+        ValueError: if dimension or scale is not positive.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(Normal(scale=2.0)(jnp.array([2.0, 2.0])))
+        1.0
+    """
+
+    dimension: int = 2
+    mean: float = 0.0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive(dimension=self.dimension, scale=self.scale)
+
+    def sample(self, key: Array, count: int, dtype: Any) -> Array:
+        """Independent points."""
+        return self.mean + self.scale * jax.random.normal(key, (count, self.dimension), dtype)
+
+    def __call__(self, x: Array) -> Array:
+        """The energy of one point."""
+        return jnp.sum(((x - self.mean) / self.scale) ** 2) / 2
+
+
+@dataclass(frozen=True)
+class ThreeRings:
+    r"""Three rings of equal mass in the plane, :math:`\pi\propto\sum_ke^{-(|x-c_k|-r)^2/2w^2}`, on a triangle.
+
+    Args:
+        radius: r.
+        width: w, well below r.
+
+    Raises:
+        ValueError: if a number is not positive, or the width above half of the radius.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> rings = ThreeRings(width=0.01)
+        >>> points = rings.sample(jax.random.key(0), 100, jnp.float32)
+        >>> distances = jnp.linalg.norm(points[:, None] - rings.centres(jnp.float32)[None], axis=-1)
+        >>> bool(jnp.all(jnp.min(jnp.abs(distances - 1), axis=1) < 0.05))
+        True
+    """
+
+    radius: float = 1.0
+    width: float = 0.1
+
+    def __post_init__(self) -> None:
+        _positive(radius=self.radius, width=self.width)
+        if self.width > self.radius / 2:
+            raise ValueError(f"width = {self.width}; give at most half of the radius, {self.radius / 2}.")
+
+    def centres(self, dtype: Any) -> Array:
+        """The centres, 2.5 radii apart."""
+        angles = jnp.pi * (jnp.asarray([1.5, 3.5, 5.5], dtype) / 3)
+        return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1) * (2.5 * self.radius / 3**0.5)
+
+    def sample(self, key: Array, count: int, dtype: Any) -> Array:
+        """Independent points."""
+        ring_key, angle_key, width_key, side_key = jax.random.split(key, 4)
+        angle = jax.random.uniform(angle_key, (count,), dtype, maxval=2 * jnp.pi)
+        # In the plane there is more room outside of a circle than inside: the sign carries that factor ρ.
+        deviation = self.width * jnp.abs(jax.random.normal(width_key, (count,), dtype))
+        outside = jax.random.uniform(side_key, (count,), dtype) < (1 + deviation / self.radius) / 2
+        distance = self.radius + jnp.where(outside, deviation, -deviation)
+        centre = self.centres(dtype)[jax.random.randint(ring_key, (count,), 0, 3)]
+        return centre + distance[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+
+    def __call__(self, x: Array) -> Array:
+        """The energy of one point."""
+        gaps = x[None] - self.centres(x.dtype)
+        distances = jnp.sqrt(jnp.sum(gaps**2, axis=1) + jnp.finfo(x.dtype).eps)  # no kink at a centre
+        return -jax.nn.logsumexp(-(((distances - self.radius) / self.width) ** 2) / 2)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A law as a source of data.
+
+    Args:
+        law: the target.
+        points: M, how many a gradient sees.
+        test_points: how many fresh ones there are to compare with.
+
+    Raises:
+        ValueError: if there are no points.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> Sampled(Normal(), 8, 4).draw(jax.random.key(0), jnp.float32).test_points.shape
+        (4, 2)
+    """
+
+    law: Law
+    points: int
+    test_points: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(points=self.points)
+        if self.test_points < 0:
+            raise ValueError(f"test_points = {self.test_points}; give 0 or more.")
+
+    @property
+    def classes(self) -> bool:
+        """There are no classes."""
+        return False
+
+    @property
+    def held_out(self) -> int:
+        """How many points are for testing."""
+        return self.test_points
+
+    def draw(self, key: Array, dtype: Any) -> Sample:
+        """The sample of one seed."""
+        points_key, test_key = jax.random.split(key)
+        points = self.law.sample(points_key, self.points, dtype)
+        return Sample(points, self.law.sample(test_key, self.test_points, dtype) if self.test_points else None)
+
+
+def gaussian(
+    points: int, *, test_points: int = 0, dimension: int = 2, mean: float = 0.0, scale: float = 1.0
+) -> Sampled:
+    """A sample of the Gaussian law N(mean, scale² I).
+
+    Args:
+        points: how many a gradient sees.
+        test_points: how many fresh ones there are to compare with.
+        dimension: of a point.
+        mean: of every coordinate.
+        scale: standard deviation of every coordinate.
+
+    Returns:
+        The source.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> gaussian(100, scale=2.0).law
+        Normal(dimension=2, mean=0.0, scale=2.0)
+    """
+    return Sampled(Normal(dimension, mean, scale), points, test_points)
+
+
+def three_rings(points: int, *, test_points: int = 0, radius: float = 1.0, width: float = 0.1) -> Sampled:
+    """A sample of three rings in the plane.
+
+    Args:
+        points: how many a gradient sees.
+        test_points: how many fresh ones there are to compare with.
+        radius: of a ring.
+        width: standard deviation across a ring.
+
+    Returns:
+        The source.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> three_rings(100, test_points=50).held_out
+        50
+    """
+    return Sampled(ThreeRings(radius, width), points, test_points)
+
+
+def _positive(**numbers: int | float) -> None:
+    for name, number in numbers.items():
+        if not number > 0:
+            raise ValueError(f"{name} = {number}; give a positive number.")
