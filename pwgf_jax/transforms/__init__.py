@@ -40,6 +40,14 @@ from pwgf_jax.transforms.perturb import (
     pgd_constants,
     scale_by_measure,
 )
+from pwgf_jax.transforms.ssrgd import SSRGDState, ssrgd
+from pwgf_jax.transforms.stochastic import (
+    StochasticCurvatureState,
+    negative_curvature_online,
+    zo_scsg_ncf,
+    zo_sgd_ncf,
+    zo_spider_ncf,
+)
 from pwgf_jax.transforms.trigger import Examination, Trigger, Window, certificate_trigger, gradient_trigger
 
 __all__ = [
@@ -54,6 +62,8 @@ __all__ = [
     "NegativeCurvatureState",
     "PGDConstants",
     "PerturbState",
+    "SSRGDState",
+    "StochasticCurvatureState",
     "Trigger",
     "Window",
     "absolute_inverse",
@@ -74,6 +84,7 @@ __all__ = [
     "hessian_product_noise",
     "negative_curvature",
     "negative_curvature_descent",
+    "negative_curvature_online",
     "perturb_at_saddle",
     "pgd",
     "pgd_constants",
@@ -82,6 +93,10 @@ __all__ = [
     "scale_by_measure",
     "scale_by_saddle_free_newton",
     "simplex",
+    "ssrgd",
     "top_k",
     "zeroth_order_descent",
+    "zo_scsg_ncf",
+    "zo_sgd_ncf",
+    "zo_spider_ncf",
 ]

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax.krylov import check_key
-from pwgf_jax.transforms.perturb import needed
+from pwgf_jax.transforms.perturb import _norm, needed
 
 __all__ = [
     "NegativeCurvature",
@@ -305,7 +305,8 @@ def negative_curvature_descent(
                 jax.grad(value_fn), params, key, smoothness=smoothness, delta=delta, radius=radius, steps=steps
             )
 
-        return _escape(updates, state, params, search, eps, 1 / smoothness, delta / hessian_lipschitz, 1)
+        small = _norm(updates) <= eps
+        return _escape(updates, state, params, search, small, 1 / smoothness, delta / hessian_lipschitz, 1)
 
     return optax.GradientTransformationExtraArgs(_state(key), update)
 
@@ -324,22 +325,21 @@ def _escape(
     state: NegativeCurvatureState,
     params: PyTree,
     search: Callable[[Array], NegativeCurvature],
-    eps: float,
+    small: Array,
     rate: float,
     length: float,
     queries: Any,
 ) -> tuple[PyTree, NegativeCurvatureState]:
-    """A step of size ``rate`` along the gradient, or of ``length`` along negative curvature, or none for good."""
+    """A step of size ``rate`` along the gradient; where it is small, ``length`` along negative curvature or the end."""
     g, unravel = ravel_pytree(gradient)
     next_key, search_key, sign_key = jax.random.split(state.key, 3)
-    small = jnp.linalg.norm(g) <= eps
     looks = small & ~state.stopped
 
     def look(_: Any) -> tuple[Array, Array, Array, Array]:
         seen = search(search_key)
         v = ravel_pytree(seen.direction)[0].astype(g.dtype)
         slope = g @ v
-        flip = jnp.where(slope == 0, 2.0 * jax.random.bernoulli(sign_key) - 1, -jnp.sign(slope)).astype(g.dtype)
+        flip = jnp.where(slope == 0, jax.random.rademacher(sign_key, (), g.dtype), -jnp.sign(slope))
         jump = jnp.where(seen.found, length * flip * v, 0)
         return jump, seen.curvature.astype(state.curvature.dtype), ~seen.found, seen.gradients
 
@@ -430,9 +430,8 @@ def zeroth_order_descent(
             )
             return found._replace(gradients=2 * flat.size * found.gradients)
 
-        threshold, rate = 0.75 * eps, 1 / (3 * smoothness)
-        return _escape(
-            estimate(params), state, params, search, threshold, rate, delta / hessian_lipschitz, 2 * flat.size
-        )
+        g, rate = estimate(params), 1 / (3 * smoothness)
+        small = _norm(g) <= 0.75 * eps
+        return _escape(g, state, params, search, small, rate, delta / hessian_lipschitz, 2 * flat.size)
 
     return optax.GradientTransformationExtraArgs(_state(key), update)

@@ -1,0 +1,228 @@
+"""Stochastic recursive gradients for finite sums, with perturbations: SSRGD."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Int, PyTree
+
+from pwgf_jax.krylov import check_key
+from pwgf_jax.transforms.perturb import _norm, ball_noise, needed
+from pwgf_jax.transforms.trigger import Window, gradient_trigger
+
+__all__ = ["SSRGDState", "ssrgd"]
+
+
+def check_batches(caller: str, size: int, **batches: int) -> None:
+    """Refuse batches that are empty or larger than the sum."""
+    for name, batch in {"size": size, **batches}.items():
+        if batch < 1 or int(batch) != batch or batch > size:
+            raise ValueError(f"{caller}: {name}={batch} of {size} terms; give a whole number, 1 to {size}.")
+
+
+def draw(key: Array, batch: int, size: int) -> Int[Array, " b"]:
+    """Indices of independent uniform terms; every term once if the batch is the sum."""
+    if batch == size:
+        return jnp.arange(size, dtype=jnp.int32)
+    return jax.random.randint(key, (batch,), 0, size, jnp.int32)
+
+
+def reduced_gradient(
+    grad_fn: Callable[[PyTree, Array], PyTree],
+    params: PyTree,
+    anchor: tuple[PyTree, PyTree],
+    opens: Array,
+    key: Array,
+    *,
+    size: int,
+    batch: int,
+    large_batch: int,
+) -> tuple[PyTree, Int[Array, ""]]:
+    """∇f on a large batch where an epoch opens, else v' + ∇f_I(x) − ∇f_I(x') from an anchor (x', v'); terms taken."""
+    point, gradient = anchor
+
+    def at(x: PyTree, indices: Array) -> PyTree:
+        return jax.tree.map(lambda g, v: g.astype(v.dtype), grad_fn(x, indices), gradient)
+
+    def anew(_: Any) -> PyTree:
+        return at(params, draw(key, large_batch, size))
+
+    def corrected(_: Any) -> PyTree:
+        indices = draw(key, batch, size)
+        return jax.tree.map(lambda v, new, old: v + (new - old), gradient, at(params, indices), at(point, indices))
+
+    terms = jnp.where(opens, large_batch, 2 * batch).astype(jnp.int32)
+    return jax.lax.cond(opens, anew, corrected, None), terms
+
+
+class SSRGDState(NamedTuple):
+    """State of :func:`ssrgd`.
+
+    Args:
+        key: for the next draws.
+        count: updates made, int32.
+        inner: steps made in this epoch, int32; zero where the next update opens one.
+        point: parameters of the last update.
+        gradient: the estimate v there, structured like the parameters.
+        gradients: gradients of single terms spent, int32.
+        window: the last super-epoch, a :class:`pwgf_jax.transforms.Window`; ``saved`` are the parameters before its
+            jump, a second-order point with high probability if it then ended without decrease.
+        perturbed: whether the last update was a jump.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> optimizer = ssrgd(0.1, size=9, batch=3, epoch=3, radius=0.01, eps=0.01, f_thres=0.01, t_thres=50,
+        ...                   key=jax.random.key(0))
+        >>> int(optimizer.init(jnp.zeros(2)).gradients)
+        0
+    """
+
+    key: Array
+    count: Int[Array, ""]
+    inner: Int[Array, ""]
+    point: PyTree
+    gradient: PyTree
+    gradients: Int[Array, ""]
+    window: Window
+    perturbed: Bool[Array, ""]
+
+
+def ssrgd(
+    learning_rate: Any,
+    *,
+    size: int,
+    batch: int,
+    epoch: int,
+    radius: float,
+    eps: float,
+    f_thres: float,
+    t_thres: int,
+    online_batch: int | None = None,
+    key: Array,
+) -> optax.GradientTransformationExtraArgs:
+    r"""SSRGD: stochastic recursive gradient descent with perturbations, for :math:`f=\frac1n\sum_if_i`.
+
+    An epoch opens with :math:`v=\nabla f(x)` and goes on with :math:`x\leftarrow x-\eta v` and
+    :math:`v\leftarrow v+\nabla f_I(x)-\nabla f_I(x_\text{before})`. It ends after a number of steps that is uniform in
+    1, …, m. Where it opens with :math:`|v|\le\epsilon`, the update is instead a jump, uniform in a ball, and a
+    super-epoch begins: its epochs are m steps long, and no other jump is made until f has fallen by ``f_thres`` or
+    ``t_thres`` steps have passed. The decrease is tested where an epoch opens, not at every step as in the paper, since
+    f costs n terms.
+
+    Args:
+        learning_rate: η, or a schedule.
+        size: n, number of terms.
+        batch: b, terms of a step; the theory takes b = m = √n.
+        epoch: m, steps of an epoch at most.
+        radius: of the ball.
+        eps: ε, gradient norm that triggers a jump.
+        f_thres: decrease that ends a super-epoch.
+        t_thres: steps that end it.
+        online_batch: terms of the gradient that opens an epoch; None takes all of them.
+        key: typed random key.
+
+    Returns:
+        A transformation whose ``update`` needs ``params``, ``value_fn`` and ``grad_fn``: (params, indices) -> the mean
+        gradient of those terms. The updates that come in are not looked at. An update costs n (or ``online_batch``)
+        gradients of terms where it opens an epoch, and else 2b; ``state.gradients`` counts them. Under ``jax.vmap``
+        both kinds are computed at every update, whatever is counted.
+
+    Raises:
+        ValueError: if a number is out of range.
+        TypeError: if the key is no typed key or an extra argument is missing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> a = jnp.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+        >>> terms = lambda x, i: (jnp.sum(x**2) ** 2 - 2 * (a[i] @ x) ** 2) / 4
+        >>> value_fn = lambda x: jnp.mean(terms(x, jnp.arange(4)))
+        >>> grad_fn = jax.grad(lambda x, i: jnp.mean(terms(x, i)))
+        >>> optimizer = ssrgd(0.1, size=4, batch=2, epoch=2, radius=0.01, eps=0.01, f_thres=0.01, t_thres=100,
+        ...                   key=jax.random.key(0))
+        >>> def step(_, carry):
+        ...     x, state = carry
+        ...     updates, state = optimizer.update(x, state, x, value_fn=value_fn, grad_fn=grad_fn)
+        ...     return optax.apply_updates(x, updates), state
+        >>> x = jnp.array([0.0, 0.5**0.5])  # the second eigenvector
+        >>> x, state = jax.lax.fori_loop(0, 150, step, (x, optimizer.init(x)))
+        >>> round(float(value_fn(x)), 3)
+        -1.0
+
+    References:
+        Zhize Li, NeurIPS 2019, arXiv:1904.09265, Alg. 2.
+    """
+    check_key(key, "ssrgd")
+    large = size if online_batch is None else online_batch
+    check_batches("ssrgd", size, batch=batch, online_batch=large)
+    if min(epoch, t_thres) < 1 or int(epoch) != epoch or int(t_thres) != t_thres:
+        raise ValueError(f"ssrgd: epoch={epoch}, t_thres={t_thres}; give whole numbers of steps, at least one.")
+    if not (eps >= 0 and f_thres >= 0):
+        raise ValueError(f"ssrgd: eps={eps}, f_thres={f_thres}; give numbers that are not negative.")
+    noise = ball_noise(radius)
+    trigger = gradient_trigger(eps=eps, k_thres=t_thres, f_thres=f_thres)
+
+    def init(params: PyTree) -> SSRGDState:
+        def zeros() -> PyTree:  # each its own, so that a caller may donate the state
+            return jax.tree.map(jnp.zeros_like, params)
+
+        with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
+            dtype = jnp.result_type(*jax.tree.leaves(params))
+        window = trigger.init(zeros(), jnp.full((), jnp.inf, dtype))
+        zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+        return SSRGDState(key, zero, zero, zeros(), zeros(), zero, window, no)
+
+    def update(
+        updates: PyTree,
+        state: Any,
+        params: PyTree = None,
+        *,
+        value_fn: Any = None,
+        grad_fn: Any = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, SSRGDState]:
+        del updates, extra_args
+        needed("ssrgd", params=params, value_fn=value_fn, grad_fn=grad_fn)
+        next_key, draw_key, noise_key, end_key = jax.random.split(state.key, 4)
+        count, inner, window = state.count, state.inner, state.window
+        opens = inner == 0
+        v, terms = reduced_gradient(
+            grad_fn,
+            params,
+            (state.point, state.gradient),
+            opens,
+            draw_key,
+            size=size,
+            batch=batch,
+            large_batch=large,
+        )
+        held = window.saved_value
+        value = jax.lax.cond(opens, lambda x: jnp.asarray(value_fn(x), held.dtype), lambda x: held, params)
+
+        # A decrease that is large enough puts the jump a whole window into the past: the super-epoch is over.
+        fallen = opens & (held - value >= f_thres)
+        window = window._replace(jumped_at=jnp.where(fallen, count - t_thres - 1, window.jumped_at))
+        jumps = opens & trigger.should_perturb(window, count, _norm(v))
+        rate = learning_rate(count) if callable(learning_rate) else learning_rate
+
+        def jump(v: PyTree) -> PyTree:
+            return jax.tree.map(lambda leaf, xi: xi.astype(leaf.dtype), v, noise(noise_key, params, value_fn))
+
+        def descend(v: PyTree) -> PyTree:
+            return jax.tree.map(lambda leaf: -jnp.asarray(rate, leaf.dtype) * leaf, v)
+
+        step = jax.lax.cond(jumps, jump, descend, v)
+        since = count - window.jumped_at
+        # To end with probability 1/m, 1/(m − 1), …, 1 makes the length of an epoch uniform.
+        chance = jax.random.randint(end_key, (), 0, epoch - inner) == 0
+        ends = jnp.where(since <= t_thres, (since == t_thres) | (inner + 1 == epoch), chance)
+        inner = jnp.where(jumps | ends, 0, inner + 1)
+        opened = trigger.jump(window, count, params, value)
+        window = jax.tree.map(lambda new, old: jnp.where(jumps, new, old), opened, window)
+        state = SSRGDState(next_key, count + 1, inner, params, v, state.gradients + terms, window, jumps)
+        return step, state
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,155 @@
+"""Negative curvature on batches, against dense Hessians; queries against the epochs that a run shows."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.linalg import hadamard
+
+from pwgf_jax import problems
+from pwgf_jax.transforms.stochastic import negative_curvature_online, zo_scsg_ncf, zo_sgd_ncf, zo_spider_ncf
+
+KEY = jax.random.key(0)
+N, D = 32, 4
+
+
+SAMPLES = hadamard(N)[:, 1 : D + 1] * np.sqrt([1.5, 0.9, 0.5, 0.2])
+PROBLEM = problems.leading_eigenvector(jnp.asarray(SAMPLES))
+SADDLE = PROBLEM.saddles[1].point  # curvature −0.6 along the first eigenvector
+HESSIAN = 0.9 * np.eye(D) + 2 * np.outer(SADDLE, SADDLE) - SAMPLES.T @ SAMPLES / N  # |x|² I + 2xxᵀ − C
+FIRST = np.asarray(PROBLEM.minimum.point) / np.linalg.norm(PROBLEM.minimum.point)
+
+
+def components(x, indices):
+    assert PROBLEM.components is not None
+    return PROBLEM.components(x, indices)
+
+
+def test_what_it_finds_on_batches_is_negative_curvature_of_the_sum():
+    grad_fn = jax.grad(lambda x, i: jnp.mean(components(x, i)))
+    search = jax.jit(
+        jax.vmap(
+            lambda x, key: negative_curvature_online(
+                grad_fn, x, key, size=N, batch=4, smoothness=6.0, delta=0.5, steps=150, verification=24
+            )
+        )
+    )
+    points = jnp.repeat(jnp.stack([SADDLE, PROBLEM.minimum.point]), 20, axis=0)
+    seen = search(points, jax.random.split(KEY, 40))
+    found, v = np.asarray(seen.found), np.asarray(seen.direction)
+    np.testing.assert_allclose(np.linalg.norm(v, axis=1), 1, rtol=1e-12)
+    rayleigh = np.einsum("ni,ij,nj->n", v[:20], HESSIAN, v[:20])
+    assert np.mean(found[:20]) > 0.8
+    assert np.all(rayleigh[found[:20]] < -0.25)
+    assert not np.any(found[20:])
+    once = 2 * 4 * 150 + 2 * 24
+    spent = np.asarray(seen.gradients)
+    assert np.all(spent % once == 0)
+    np.testing.assert_array_equal(spent[20:], 3 * once)
+    assert np.all(spent[:20] < 3 * once + 1)
+    np.testing.assert_array_equal(found, np.asarray(seen.curvature) <= -0.375)
+
+
+def test_verified_by_the_whole_sum_the_curvature_is_its_rayleigh_quotient():
+    grad_fn = jax.grad(lambda x, i: jnp.mean(components(x, i)))
+    seen = jax.jit(
+        lambda x: negative_curvature_online(
+            grad_fn, x, KEY, size=N, batch=N, smoothness=4.0, delta=0.5, steps=100, radius=1e-5
+        )
+    )(SADDLE)
+    v = np.asarray(seen.direction)
+    np.testing.assert_allclose(seen.curvature, v @ HESSIAN @ v, atol=1e-5)
+    np.testing.assert_allclose(np.abs(v @ FIRST), 1, atol=1e-4)
+    assert int(seen.gradients) == 2 * N * 100 + 2 * N
+
+
+CONSTANTS: Any = {"smoothness": 4.0, "hessian_lipschitz": 8.0, "delta": 0.4, "key": KEY}
+SMALL: Any = {"batch": 8, "large_batch": N}
+
+
+def follow(optimizer, components, x, steps) -> Any:
+    @jax.jit
+    def loop(x):
+        def step(carry, _):
+            x, state = carry
+            updates, after = optimizer.update(x, state, x, components=components, anything=None)
+            return (x + updates, after), (x + updates, after)
+
+        return jax.lax.scan(step, (x, optimizer.init(x)), None, length=steps)[1]
+
+    return loop(x)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "batch", "gap"),
+    [
+        (zo_sgd_ncf(size=N, batch=N, eps=0.05, steps=40, **CONSTANTS), N, 1e-2),
+        (zo_scsg_ncf(size=N, eps=0.02, steps=40, **SMALL, **CONSTANTS), 8, 1e-3),
+        (zo_spider_ncf(size=N, eps=0.02, steps=40, epoch=4, **SMALL, **CONSTANTS), 8, 1e-3),
+    ],
+    ids=["sgd", "scsg", "spider"],
+)
+def test_from_values_alone_it_leaves_the_saddle_ends_near_the_minimum_and_counts(optimizer, batch, gap):
+    path, state = follow(optimizer, components, SADDLE, 180)
+    assert float(PROBLEM.value(path[-1])) < PROBLEM.minimum.value + gap
+    # δ/ρ along the first eigenvector
+    np.testing.assert_allclose(np.abs((path[0] - SADDLE) @ FIRST), 0.4 / 8, rtol=0.05)
+    stopped = np.asarray(state.search.stopped)
+    assert stopped[-1]
+    np.testing.assert_array_equal(path[-1], path[np.argmax(stopped)])
+    opens = np.concatenate([[True], np.asarray(state.inner)[:-1] == 0])
+    curvature = np.asarray(state.search.curvature)
+    looked = np.concatenate([[True], np.diff(curvature) != 0])
+    attempts = np.where(curvature <= -0.3, 1, 3)  # one that finds, or all
+    terms = np.where(opens, N, 2 * batch) + looked * attempts * (2 * batch * 40 + 2 * N)
+    alive = np.concatenate([[True], ~stopped[:-1]])
+    np.testing.assert_array_equal(state.search.queries, np.cumsum(2 * D * terms * alive))
+    assert np.all(opens[looked])
+    assert not np.any(np.asarray(state.inner)[looked])  # and an epoch opens after a search
+    assert curvature[-1] > 0
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [(zo_scsg_ncf, jnp.float32), (partial(zo_spider_ncf, epoch=5), jnp.float64)],
+    ids=["scsg", "spider"],
+)
+def test_with_one_hessian_for_all_terms_batches_of_one_follow_the_gradient(make, dtype, tolerance):
+    """Central differences are exact on quadratics, and so is either correction, on any batch; plain SGD is not."""
+    b = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), dtype)
+    expected = [np.ones(3)]
+    for _ in range(20):
+        expected.append(expected[-1] - (expected[-1] + np.asarray(b, float).mean(axis=0)) / 12)
+    optimizer = make(size=6, batch=1, large_batch=6, eps=1e-9, mu=0.1, steps=1, **CONSTANTS)
+    path, state = follow(optimizer, lambda x, i: jnp.sum(x**2) / 2 + b[i] @ x, jnp.ones(3, dtype), 20)
+    assert path.dtype == dtype
+    np.testing.assert_allclose(path, expected[1:], atol=tolerance(dtype, 0.2))
+    inner = np.asarray(state.inner)
+    assert len(np.unique(inner)) > 3
+    # compared with where the epoch opened, or with the step before
+    opened = np.maximum.accumulate(np.where(np.append(0, inner[:-1]) == 0, np.arange(20), 0))
+    before = np.concatenate([np.ones((1, 3)), path[:-1]])
+    np.testing.assert_array_equal(state.point, before[opened] if make is zo_scsg_ncf else before)
+
+
+def test_what_is_missing_or_wrong_is_named():
+    x = jnp.zeros(2)
+    sgd: Any = {"size": 4, "batch": 2, "eps": 0.1, **CONSTANTS}
+    both: Any = sgd | {"large_batch": 4}
+    cases: Any = ((zo_sgd_ncf, sgd), (zo_scsg_ncf, both), (zo_spider_ncf, both | {"epoch": 2}))
+    for make, options in cases:
+        with pytest.raises(TypeError, match=f"{make.__name__}: components missing"):
+            make(**options).update(x, make(**options).init(x), x)
+        with pytest.raises(ValueError, match=rf"{make.__name__}: delta=-1\.0"):
+            make(**(options | {"delta": -1.0}))
+        with pytest.raises(ValueError, match=f"{make.__name__}: batch=5 of 4 terms"):
+            make(**(options | {"batch": 5}))
+    with pytest.raises(ValueError, match="epoch=0"):
+        zo_spider_ncf(epoch=0, **both)
+    with pytest.raises(ValueError, match="verification=9 of 4 terms"):
+        negative_curvature_online(lambda x, i: x, x, KEY, size=4, batch=1, smoothness=1.0, delta=0.1, verification=9)
+    with pytest.raises(ValueError, match="repeats=0"):
+        negative_curvature_online(lambda x, i: x, x, KEY, size=4, batch=1, smoothness=1.0, delta=0.1, repeats=0)
