@@ -88,8 +88,8 @@ class PairwiseForm(Protocol):
         True
     """
 
-    def interaction(self, points: PyTree, others: PyTree) -> Float[Array, "n m"]:
-        """The matrix k(x_i, y_j)."""
+    def interaction(self, points: PyTree, others: PyTree) -> Any:
+        """The matrix k(x_i, y_j), or anything that weights (m,) multiply from the right by ``@``."""
         ...
 
     def external(self, points: PyTree) -> Float[Array, " n"]:

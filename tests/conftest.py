@@ -23,7 +23,9 @@ if not os.environ.get("JAX_PLATFORMS"):
     jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_enable_x64", X64)
 # Compilation dominates the suite; what XLA's expensive passes change is speed. CI's leg without x64 keeps them.
-jax.config.update("jax_disable_most_optimizations", os.environ.get("PWGF_TEST_OPTIMIZED", "0") == "0")
+if os.environ.get("PWGF_TEST_OPTIMIZED", "0") == "0":
+    jax.config.update("jax_disable_most_optimizations", True)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

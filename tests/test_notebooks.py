@@ -12,6 +12,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 # Sizes of the first cells, made small: a test asks whether a notebook works, not what it shows.
 SMALL = {
+    "escape_with_optax": {"= 5, 400": "= 2, 200"},
     "first_escape": {"= 400, 5, 10, 400": "= 40, 5, 2, 300"},
     "mmd_flows": {"= 200, 5000, 1000": "= 20, 20, 10"},
     "second_order": {"= 100, 8, 3, 200, 5, 600": "= 20, 4, 2, 40, 2, 60"},

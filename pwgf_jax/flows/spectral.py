@@ -32,7 +32,7 @@ from pwgf_jax.flows.base import Direction, Evaluation, Flow, StepSize, flow
 from pwgf_jax.flows.noise import hessian_noise
 from pwgf_jax.krylov import dense_function, matrix_function
 from pwgf_jax.measures import Field, Particles, norm, per_particle
-from pwgf_jax.transforms import gradient_trigger
+from pwgf_jax.transforms import absolute_inverse, gradient_trigger
 
 __all__ = [
     "gram_function",
@@ -308,8 +308,7 @@ def saddle_free_newton(
     rule = _damping("saddle_free_newton: beta", beta)
 
     def phi(t: Array, gradient_norm: Array) -> Array:
-        b = rule(gradient_norm)
-        return 1 / jnp.sqrt(t**2 + b) if damping == "inside" else 1 / (jnp.abs(t) + b)
+        return absolute_inverse(rule(gradient_norm), damping)(t)
 
     direction = spectral(phi, part=part, depth=depth, solver=solver, max_rms=max_rms)
     if perturbation is None:
