@@ -146,6 +146,7 @@ def features(kind, dtype):
     return functionals.icfl(jnp.asarray(inputs, dtype), jnp.asarray(targets, dtype)), np.concatenate([a, w], axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["saddle", "minimum"])
 @pytest.mark.parametrize(
     ("problem", "dtype"),
@@ -276,6 +277,7 @@ WIDE = 40
 HARD = np.concatenate([[-0.05], np.linspace(0.0, 1.0, WIDE - 1)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_products", [2, 20, 41])
 def test_no_more_products_are_spent_than_allowed(max_products):
     F, mu = quadratic(0, HARD, jnp.float64, size=WIDE), Particles.uniform(jnp.zeros((1, WIDE)))

@@ -10,6 +10,8 @@ from scipy import special, stats
 from pwgf_jax import Particles, Record, Status, functionals, pwgf, run, sweep
 from pwgf_jax.theory import Constants, TheoryWarning, estimate_smoothness, theory_parameters
 
+pytestmark = pytest.mark.slow
+
 
 def rng(seed=0):
     return np.random.default_rng(seed)

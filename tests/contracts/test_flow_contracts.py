@@ -41,7 +41,11 @@ FLOWS = {
     "ksd descent": Entry(lambda: ksd_descent(0.1, kernel=gaussian(1.0))),
 }
 
-every_flow = pytest.mark.parametrize("name", FLOWS)
+# Variations on the others, which CI tests with everything that is slow.
+VARIATIONS = {"wgf with adam", "pwgf by lanczos", "smooth isotropic pwgf", "adaptive noise injection", "ksd descent"}
+every_flow = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in VARIATIONS else []) for name in FLOWS]
+)
 noise_free_flows = pytest.mark.parametrize("name", [name for name, entry in FLOWS.items() if not entry.noisy])
 
 N = 6
@@ -140,6 +144,7 @@ def test_a_second_call_does_not_compile_again(name):
     assert step._cache_size() == compilations
 
 
+@pytest.mark.slow
 @every_flow
 def test_compiled_equals_eager(name, tolerance):
     F, _, saddle = problem(jnp.float64)

@@ -40,6 +40,7 @@ def test_every_shipped_config_can_be_made(path):
             assert set(experiment.flows) == set(part.config.arms)
 
 
+@pytest.mark.slow
 def test_an_arm_has_its_own_steps_and_jumps_and_a_cost(tiny, tmp_path):
     flow = 'flow="saddle_free_newton", step_size=0.1, beta=1.0, depth=3, steps=2'
     jumps = "perturbation={eps=1e3, eta_p=0.01, k_thres=1, f_thres=0.0}"
@@ -53,6 +54,7 @@ def test_an_arm_has_its_own_steps_and_jumps_and_a_cost(tiny, tmp_path):
     assert about["clock"]["step"][-1] == 2
 
 
+@pytest.mark.slow
 def test_a_varied_key_makes_an_arm_for_each_value(tiny, tmp_path, capsys):
     vary = 'vary={key="arms.static.batch_size", values=[8, 2]}'
     assert run(tiny, tmp_path / "out", ONE_ARM, vary, "seeds=2", "steps=2") == 0
@@ -69,6 +71,7 @@ def test_a_varied_key_makes_an_arm_for_each_value(tiny, tmp_path, capsys):
     assert (tmp_path / "out" / "figure-gradients.png").exists()
 
 
+@pytest.mark.slow
 def test_certify_writes_a_verdict_for_every_seed(finished, capsys, refused):
     assert go("certify", finished, "--arm", "static", "--seeds", "2") == 0
     said = capsys.readouterr().out
@@ -91,6 +94,7 @@ def test_certify_says_what_it_cannot_do(finished, tmp_path, refused):
     assert "no run is in it" in refused("certify", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_landscape_of_one_well_and_its_saddle(tmp_path, capsys):
     (tmp_path / "well.py").write_text(
         "import jax.numpy as jnp\n"
@@ -183,6 +187,7 @@ def test_resuming_a_finished_run_computes_nothing(finished, monkeypatch):
     assert go("resume", finished) == 0
 
 
+@pytest.mark.slow
 def test_plot_draws_again(finished):
     for name in ("figure.png", "figure.pdf", "summary.md"):
         (finished / name).unlink()
@@ -219,6 +224,7 @@ def test_list_names_everything_a_config_can_name(capsys):
         assert line in said
 
 
+@pytest.mark.slow
 def test_a_seed_that_turns_non_finite_is_reported_and_left_out(tmp_path, capsys):
     (tmp_path / "steep.py").write_text(
         "import jax.numpy as jnp\ndef F(mu):\n    return mu.weights @ jnp.sum(jnp.exp(mu.points ** 2), axis=-1)\n",
@@ -240,6 +246,7 @@ def test_a_seed_that_turns_non_finite_is_reported_and_left_out(tmp_path, capsys)
     assert "not_finite" in (tmp_path / "out" / "summary.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_in_float32_without_tqdm_and_without_matplotlib_there_are_plain_lines_and_numbers(
     tiny, tmp_path, capsys, monkeypatch
 ):

@@ -21,6 +21,8 @@ from pwgf_jax.flows.spectral import gram_function
 from pwgf_jax.functionals import mean_field_regression, mmd, student_teacher
 from pwgf_jax.kernels import gaussian
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """\
 # Particles on rings.
 name = "rings"

@@ -115,6 +115,7 @@ def test_both_kinds_of_file_give_the_same_data(table, tmp_path):
     np.testing.assert_array_equal(csv.inputs, np.stack([table["x2"], table["x1"]], axis=1))
 
 
+@pytest.mark.slow
 def test_a_run_on_own_data_can_be_resumed_until_they_change(own, table, tmp_path, refused):
     config, out = own("fit", DATA.format(source="data.csv"), ""), tmp_path / "out"
     metrics = run(config, out)
@@ -244,6 +245,7 @@ def test_starts_keep_the_dtype_asked_for(key):
         assert start.draw(key, 4, data, jnp.float32).points.dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_digits_measure_accuracy_by_the_readout_of_the_training_set(tiny):
     settings = ["problem.functional=icfl", "problem.data={source='digits', points=60, test_fraction=0.5}"]
     experiment = build(load(tiny, [*settings, "problem.start={kind='gaussian'}"]))

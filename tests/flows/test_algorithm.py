@@ -156,6 +156,7 @@ def test_without_noise_a_saddle_is_a_solution():
     np.testing.assert_array_equal(solution.mu.points, mu.points)
 
 
+@pytest.mark.slow
 def test_escape_takes_the_logarithm_of_the_noise():
     """|m| grows by 1 + η a step, so noise smaller by 10⁴ costs log 10⁴ / log(1 + η) steps more."""
     _, _, _, start = quartic_problem()

@@ -42,6 +42,7 @@ def phi(t, _=None):
     return (t**2 + 0.1) ** -0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direction", [gradient, spectral(phi, part="full", depth=12)], ids=["gradient", "spectral"])
 def test_a_batch_of_everything_is_everything(direction):
     F, mu = problem()
@@ -51,6 +52,7 @@ def test_a_batch_of_everything_is_everything(direction):
     np.testing.assert_allclose(batched.records["gradient_norm"], full.records["gradient_norm"], atol=1e-10)
 
 
+@pytest.mark.slow
 def test_value_gradient_and_hessian_products_are_those_of_one_batch():
     """Among all batches, the one that has the value has the gradient norm and φ(H)∇F as well, densely computed."""
     F, mu = problem()
@@ -74,6 +76,7 @@ def test_value_gradient_and_hessian_products_are_those_of_one_batch():
     assert len(met) >= 8  # of ten: every draw is another
 
 
+@pytest.mark.slow
 def test_a_batch_is_right_on_average():
     F, mu = problem()
     count = 3000
@@ -126,6 +129,7 @@ def test_noise_and_the_gradient_after_it_share_a_batch_and_the_next_step_has_ano
     assert float(again.evaluation.value) != float(other.evaluation.value)
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_batch_has_the_energy_of_its_spread_on_top():
     """E tr H_B² = tr H² + (1/B)(1 − B/M) tr S², S² the variance of the Hessian over data: more noise, never less."""
     F, mu = problem()

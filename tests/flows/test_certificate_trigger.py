@@ -9,6 +9,8 @@ from pwgf_jax import Particles, Status, functionals, norm, pwgf, run, sweep
 from pwgf_jax.transforms import certificate_trigger
 from tests.oracles.closed_forms import Network, antithetic, matrix_loss, mean_quartic
 
+pytestmark = pytest.mark.slow
+
 KEY = jax.random.key(0)
 DELTA = 0.2
 

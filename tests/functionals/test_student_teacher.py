@@ -82,6 +82,7 @@ def test_value_and_gradients_are_the_published_ones(coupling, dtype, tolerance):
             np.testing.assert_allclose(found[leaf], expected[leaf], atol=tolerance(dtype))
 
 
+@pytest.mark.slow
 def test_block_is_a_functional_of_measures_and_half_a_squared_discrepancy():
     F, mu = made("block"), measure("block")
     check_functional(F, mu)

@@ -100,6 +100,7 @@ def test_the_octopus_is_twice_differentiable_where_its_pieces_meet():
                 np.testing.assert_allclose(low, high, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_copy_average_is_the_expectation_over_gaussian_inputs():
     """The closed forms of the overlaps, against the inputs themselves."""
     kinds: tuple[tuple[Any, int], ...] = (("erf", 2), ("relu", 1))
@@ -114,6 +115,7 @@ def test_copy_average_is_the_expectation_over_gaussian_inputs():
         assert abs(squares.mean() - float(problem.value(parameters))) < 5 * error
 
 
+@pytest.mark.slow
 def test_attention_risks_are_expectations_over_prompts():
     sigma, length = np.diag([2.0, 1.0]), 6
     X = rng(8).normal(size=(200_000, length, 2)) * np.sqrt(np.diag(sigma))

@@ -29,6 +29,7 @@ def some_stats(F, mu):
     return {"mean": mu.weights @ mu.points}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("every", "chunk", "stop"), [(1, 16, 16), (7, 14, 28), (1, 16, STEPS)])
 def test_an_interrupted_sweep_goes_on_as_if_nothing_had_been(every, chunk, stop, tmp_path):
     record, file = Record(every, some_stats), tmp_path / "deep" / "sweep.npz"
@@ -52,6 +53,7 @@ def test_an_interrupted_run_goes_on_too_and_further_than_first_asked(tmp_path):
     assert_same(run(METHOD, F, mu0, key, STEPS, chunk=5, checkpoint=file), whole)  # finished: read back
 
 
+@pytest.mark.slow
 def test_optimizer_states_are_saved_keys_included(tmp_path):
     noisy = optax.chain(optax.adam(0.05), optax.add_noise(1e-6, 0.55, key=jax.random.key(3)))
     method = pwgf(noisy, eps=0.05, eta_p=0.1, k_thres=12, f_thres=1e-2)

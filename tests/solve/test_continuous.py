@@ -16,6 +16,8 @@ from pwgf_jax.solve.continuous import continuous_flow, continuous_pwgf, vector_f
 from pwgf_jax.theory import theory_parameters
 from tests.oracles.closed_forms import mean_quartic
 
+pytestmark = pytest.mark.slow
+
 
 def thresholds(**others: Any) -> dict[str, Any]:
     return {"eps": 1e-3, "eta_p": 0.01, "t_thres": 20.0, "f_thres": 1e-4} | others

@@ -36,6 +36,7 @@ def seed_of(solution, i):
     return jax.tree.map(lambda x: x[i], solution)
 
 
+@pytest.mark.slow
 def test_seeds_of_the_problem_do_jump_and_stop_at_different_times(singles):
     """What makes the laws below say something."""
     assert all(np.any(one.records["perturbed"]) for one in singles)
@@ -43,6 +44,7 @@ def test_seeds_of_the_problem_do_jump_and_stop_at_different_times(singles):
     assert {int(one.status) for one in singles} <= {Status.second_order_stationary, Status.budget_spent}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batching", ["map", "vmap", "shard"])
 def test_a_sweep_is_the_loop_of_single_runs(batching, singles):
     together = sweep(METHOD, problem, seeds(SEEDS), STEPS, Record(stats=mean_of), batching=batching)
@@ -67,6 +69,7 @@ def test_records_are_scalars_over_time(mapped):
     np.testing.assert_allclose(records["mean"][:, 0], 0, atol=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [7, 1000])
 def test_sparse_records_are_those_of_the_dense_ones(every, mapped):
     sparse = sweep(METHOD, problem, seeds(SEEDS), STEPS, Record(every, mean_of), batching="map")
@@ -81,6 +84,7 @@ def test_sparse_records_are_those_of_the_dense_ones(every, mapped):
     assert_same(sparse.mu, mapped.mu)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("chunk", "every"), [(11, 1), (3, 7)])
 def test_chunks_change_nothing(chunk, every):
     whole, chunked = (

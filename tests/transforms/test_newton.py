@@ -46,6 +46,7 @@ def model(g, A, M, h):
     return g @ h + h @ A @ h / 2 + M / 6 * np.linalg.norm(h) ** 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["generic", "no gradient", "hard", "convex"])
 def test_a_cubic_step_minimises_the_cubic_model(kind):
     eigenvalues = np.array([0.2, 0.5, 1.0, 2.0]) if kind == "convex" else np.array([-1.0, 0.2, 0.7, 2.0])

@@ -92,6 +92,7 @@ def test_it_composes_with_adam_schedules_and_trees_under_jit_without_recompiling
     assert state[-1].count.dtype == jnp.int32
 
 
+@pytest.mark.slow
 def test_seeds_in_a_batch_are_the_seeds_alone():
     problem = well()
 
