@@ -47,7 +47,7 @@ TRANSFORMS = {
 NEEDS_NOTHING = {"compressed sgd", "scale by measure"}
 
 every_transform = pytest.mark.parametrize("name", TRANSFORMS)
-problem = problems.double_well(3, dtype=jnp.float64)
+problem = problems.double_well(3)
 
 
 def well(x):

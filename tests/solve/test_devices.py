@@ -24,7 +24,6 @@ jax.config.update("jax_enable_x64", True)
 import numpy as np
 from tests.solve import test_devices
 
-pytestmark = pytest.mark.slow
 assert jax.device_count() == 8
 np.savez(sys.argv[1], **test_devices.results("shard"))
 """

@@ -21,7 +21,7 @@ from tests.transforms.driving import drive
 ROOT = Path(__file__).parents[2]
 D, WORKERS = 10, 8
 COMPRESSORS = {"top_k": top_k, "random_k": random_k}
-WELL = problems.double_well(D, dtype=jnp.float64)
+WELL = problems.double_well(D)
 
 
 BOTH = pytest.mark.parametrize(("name", "dtype"), [("top_k", jnp.float32), ("random_k", jnp.float64)])
