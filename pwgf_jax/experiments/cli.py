@@ -19,11 +19,22 @@ from pwgf_jax.experiments import certification, landscape, plots, runner, summar
 from pwgf_jax.experiments.config import Config, load
 from pwgf_jax.experiments.folder import Arm, RunFolder, open_run, refuse_taken
 from pwgf_jax.experiments.reading import KINDS, ConfigError
-from pwgf_jax.experiments.registry import FLOWS, FUNCTIONALS, OWN_DATA, SAMPLES, SOURCES, STARTS, Entry
+from pwgf_jax.experiments.registry import (
+    FLOWS,
+    FUNCTIONALS,
+    OBJECTIVES,
+    OWN_DATA,
+    SAMPLES,
+    SOURCES,
+    STARTS,
+    TRANSFORMS,
+    Entry,
+)
 
 __all__ = ["main"]
 
 BAD_INPUT, INTERRUPTED = 2, 130
+_WIDE = 12  # arms that a terminal has columns for
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -174,6 +185,13 @@ def _draw(folder: RunFolder, x: plots.Axis | None = None) -> list[Path]:
     arms = folder.arms()
     if x is not None:
         return plots.draw(arms, folder.path / f"figure-{x}", x)
+    several = folder.config.vary is not None and folder.config.vary.key == "problem"
+    if several and all("second_order" in arm.info for arm in arms.values()):
+        files = plots.draw_profile(arms, folder.path / "figure")
+        for turn in dict.fromkeys(arm.info["varied"]["value"] for arm in arms.values()):
+            own = {a.info["varied"]["arm"]: a for a in arms.values() if a.info["varied"]["value"] == turn}
+            files += plots.draw(own, folder.path / f"figure-{turn}")
+        return files
     files = (plots.draw_varied if summary.varied(arms) else plots.draw)(arms, folder.path / "figure")
     if snapshots := folder.snapshots():
         files += plots.draw_snapshots(snapshots, folder.path / "particles")
@@ -212,9 +230,10 @@ def _report(folder: RunFolder) -> None:
     """The end of a run: summary, figure, and a table for the terminal."""
     arms = folder.arms()
     _write_summary(folder)
-    print(summary.table(_transposed(summary.overview(arms))))
+    if len(arms) <= _WIDE:
+        print(summary.table(_transposed(summary.overview(arms))))
     for rows in summary.extras(folder):
-        print(summary.table(_transposed(rows)))
+        print(summary.table(_transposed(rows) if len(rows) <= _WIDE else rows))
     for note in summary.notes(arms):
         print(note)
     try:
@@ -280,6 +299,8 @@ def _list(options: argparse.Namespace, command: str) -> None:
         "Target samples (problem.data.source)": SAMPLES,
         "Starts (problem.start.kind)": STARTS,
         "Flows (arms.NAME.flow)": FLOWS,
+        "Objectives of finitely many parameters (problem.objective)": OBJECTIVES,
+        "Methods for objectives (arms.NAME.transform)": TRANSFORMS,
         **{
             f'In tables {key} = {{ kind = "...", ... }}': {name: Entry(make) for name, make in kinds.items()}
             for key, kinds in KINDS.items()

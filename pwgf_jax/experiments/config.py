@@ -12,7 +12,20 @@ from typing import Any, NamedTuple
 
 from pwgf_jax.experiments import toml
 from pwgf_jax.experiments.reading import ConfigError, Parameter, Place, parameters, read, show, suggestion
-from pwgf_jax.experiments.registry import FLOWS, FUNCTIONALS, JUMPS, OWN_DATA, SAMPLES, SOURCES, STARTS, Entry, own_data
+from pwgf_jax.experiments.registry import (
+    CONSTANTS,
+    FLOWS,
+    FUNCTIONALS,
+    JUMPS,
+    OBJECTIVES,
+    OWN_DATA,
+    SAMPLES,
+    SOURCES,
+    STARTS,
+    TRANSFORMS,
+    Entry,
+    own_data,
+)
 from pwgf_jax.experiments.schema import Call, Config, Method, Problem, Vary
 
 __all__ = ["Call", "Config", "Method", "Part", "Problem", "Vary", "dump", "fingerprint", "load", "parse", "unfold"]
@@ -71,13 +84,13 @@ record_every, dtype, targets, snapshots, problem, arms, vary; did you mean steps
     """
     place = Place(file)
     tables = {"problem": Parameter(dict), "arms": Parameter(dict), "vary": Parameter(dict, None)}
-    values = read(document, parameters(Config, without=("file",)) | tables, place)
+    values = read(_with_first_problem(document), parameters(Config, without=("file",)) | tables, place)
     values["problem"] = _problem(values["problem"], place / "problem")
     values["arms"] = {
         name: _method(_table(arm, place / "arms" / name), place / "arms" / name) for name, arm in values["arms"].items()
     }
     if "vary" in values:
-        table = read(values["vary"], {"key": Parameter(str), "values": Parameter(list[Any])}, place / "vary")
+        table = read(values["vary"], {"key": Parameter(str), "values": Parameter(list[Any] | dict)}, place / "vary")
         values["vary"] = _make(Vary, place / "vary", **table)
     config = _make(Config, place, **values, file=file)
     unfold(config)
@@ -89,7 +102,7 @@ class Part(NamedTuple):
 
     Args:
         config: without a varied key; its arms have the names that files and tables give them.
-        value: of the varied key; None where there is none.
+        value: of the varied key, or the name of a table of it; None where there is none.
         origin: which arm of the config each of its arms is.
     """
 
@@ -126,9 +139,9 @@ def unfold(config: Config) -> list[Part]:
         return [Part(config, None, {arm: arm for arm in config.arms})]
     parts: list[Part] = []
     plain = _document(replace(config, vary=None))
-    for value in vary.values:
+    for value, given in vary.turns().items():
         document = copy.deepcopy(plain)
-        _apply(document, f"{vary.key}={toml.literal(value)}")
+        _put(document, vary.key.split("."), given, Place(config.file))
         part = parse(document, config.file)
         origin = {vary.label(arm, value): arm for arm in part.arms if vary.concerns(arm)}
         if not parts:
@@ -162,14 +175,43 @@ def fingerprint(config: Config) -> str:
     return digest.hexdigest()[:16]
 
 
-def _make(kind: type, place: Place, **values: Any) -> Any:
+def _make(make: type, place: Place, /, **values: Any) -> Any:
     try:
-        return kind(**values)
+        return make(**values)
     except ValueError as error:
         raise ConfigError(f"{place.file}: {place.key}{'.' if place.key else ''}{error}") from error
 
 
+def _with_first_problem(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The document with the first of several whole problems as its problem, if it names none by itself."""
+    vary = document.get("vary")
+    if "problem" in document or not isinstance(vary, dict) or vary.get("key") != "problem":
+        return document
+    values = vary.get("values")
+    return {**document, "problem": next(iter(values.values()))} if isinstance(values, dict) and values else document
+
+
+def _objective(table: dict[str, Any], place: Place) -> Problem:
+    """A function of finitely many parameters: one particle, from where the objective starts."""
+    keys = {"objective": Parameter(str), "options": Parameter(dict, None), "constants": Parameter(dict)}
+    values = read(table, keys, place)
+    entry = _known(values["objective"], OBJECTIVES, place / "objective")
+    options = read(values.get("options", {}), entry.parameters, place / "options")
+    constants = read(values["constants"], CONSTANTS, place / "constants")
+    return _make(
+        Problem,
+        place,
+        functional=Call(values["objective"], options),
+        particles=1,
+        start=Call("own"),
+        same_data=True,
+        constants=constants,
+    )
+
+
 def _problem(table: dict[str, Any], place: Place) -> Problem:
+    if "objective" in table:
+        return _objective(table, place)
     keys = {"functional": str, "particles": int, "options": dict, "data": dict, "start": dict}
     optional = {
         "options": Parameter(dict, None),
@@ -212,12 +254,13 @@ def _problem(table: dict[str, Any], place: Place) -> Problem:
 
 
 def _method(table: dict[str, Any], place: Place) -> Method:
-    """A flow and its arguments; ``steps``, and a table of jumps, are read like the rest."""
+    """A flow or transform and its arguments; ``steps``, and a table of jumps, are read like the rest."""
     steps = {name: value for name, value in table.items() if name == "steps"}
-    call = _call({name: value for name, value in table.items() if name != "steps"}, "flow", FLOWS, place)
+    kind, known = ("transform", TRANSFORMS) if "transform" in table else ("flow", FLOWS)
+    call = _call({name: value for name, value in table.items() if name != "steps"}, kind, known, place)
     if isinstance(jumps := call.arguments.get("perturbation"), dict):
         call.arguments["perturbation"] = read(jumps, JUMPS, place / "perturbation")
-    return _make(Method, place, **vars(call), **read(steps, {"steps": Parameter(int, None)}, place))
+    return _make(Method, place, **vars(call), kind=kind, **read(steps, {"steps": Parameter(int, None)}, place))
 
 
 def _call(table: dict[str, Any], key: str, registry: Mapping[str, Entry], place: Place) -> Call:
@@ -259,6 +302,11 @@ def _apply(document: dict[str, Any], setting: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    _put(document, names, value, place)
+
+
+def _put(document: dict[str, Any], names: list[str], value: Any, place: Place) -> None:
+    """Change one key of a document, and make the tables that it is in."""
     table = document
     for name in names[:-1]:
         place /= name
@@ -288,19 +336,27 @@ def _document(config: Config) -> dict[str, Any]:
         each.name: getattr(config, each.name) for each in fields(config) if each.name not in apart
     }
     document |= {name: given for name in ("targets", "snapshots") if (given := getattr(config, name))}
-    document["problem"] = {"functional": problem.functional.name, "particles": problem.particles}
-    if problem.same_data:
-        document["problem"]["same_data"] = True
-    if problem.confinement:
-        document["problem"]["confinement"] = problem.confinement
-    document["problem"]["options"] = problem.functional.arguments
-    if problem.data is not None:
-        document["problem"]["data"] = {"source": problem.data.name, **problem.data.arguments}
-    document["problem"]["start"] = {"kind": problem.start.name, **problem.start.arguments}
+    document["problem"] = _problem_table(problem)
     document["arms"] = {
-        name: {"flow": arm.name, **({"steps": arm.steps} if arm.steps else {}), **arm.arguments}
+        name: {arm.kind: arm.name, **({"steps": arm.steps} if arm.steps else {}), **arm.arguments}
         for name, arm in config.arms.items()
     }
     if config.vary is not None:
         document["vary"] = vars(config.vary)
     return document
+
+
+def _problem_table(problem: Problem) -> dict[str, Any]:
+    if problem.is_objective:
+        named = {"objective": problem.functional.name, "options": problem.functional.arguments}
+        return named | {"constants": problem.constants}
+    table: dict[str, Any] = {"functional": problem.functional.name, "particles": problem.particles}
+    if problem.same_data:
+        table["same_data"] = True
+    if problem.confinement:
+        table["confinement"] = problem.confinement
+    table["options"] = problem.functional.arguments
+    if problem.data is not None:
+        table["data"] = {"source": problem.data.name, **problem.data.arguments}
+    table["start"] = {"kind": problem.start.name, **problem.start.arguments}
+    return table

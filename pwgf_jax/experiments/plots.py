@@ -13,9 +13,9 @@ import numpy as np
 from pwgf_jax.experiments.costs import gradients, seconds
 from pwgf_jax.experiments.folder import Arm
 from pwgf_jax.experiments.reading import ConfigError
-from pwgf_jax.experiments.summary import halved, varied
+from pwgf_jax.experiments.summary import NEVER, halved, to_second_order, varied
 
-__all__ = ["Axis", "band", "canvas", "draw", "draw_snapshots", "draw_varied", "style"]
+__all__ = ["Axis", "band", "canvas", "draw", "draw_profile", "draw_snapshots", "draw_varied", "style"]
 
 Axis: TypeAlias = Literal["steps", "gradients", "seconds"]
 
@@ -110,7 +110,11 @@ def draw(arms: Mapping[str, Arm], path: Path, x: Axis = "steps") -> list[Path]:
             if max(ends) > 5 * min(ends) > 0:  # arms of very different lengths
                 axes[-1, column].set_xscale("symlog", linthresh=min(ends) / 10)
         # Where curves fall, the upper right is free.
-        axes[0, 0].legend(frameon=False, handlelength=2.6, loc="best")
+        if len(arms) <= 7:
+            axes[0, 0].legend(frameon=False, handlelength=2.6, loc="best")
+        else:
+            lines, names = axes[0, 0].get_legend_handles_labels()
+            figure.legend(lines, names, frameon=False, handlelength=2.6, loc="outside right center", fontsize=7)
     return files
 
 
@@ -217,6 +221,63 @@ def draw_varied(arms: Mapping[str, Arm], path: Path) -> list[Path]:
         if np.concatenate(ends).min() > 0:
             right.set_yscale("log")
         right.legend(frameon=False, handlelength=2.6)
+    return files
+
+
+def draw_profile(arms: Mapping[str, Arm], path: Path) -> list[Path]:
+    """Draw performance profiles: the share of objectives and seeds on which a method needs at most τ times the least.
+
+    Compared is the cost of coming to a second-order point, in gradients.
+
+    Args:
+        arms: those of a run over several objectives.
+        path: where to, without a suffix.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> arms = {}
+        >>> for name, steps in {"pgd": 5, "sgd": 10}.items():
+        ...     records = {"step": np.array([0, steps]), "perturbed": np.zeros((1, 2), bool)}
+        ...     records |= {"gradient_norm": np.array([[1.0, 0.0]]), "curvature": np.array([[-1.0, 1.0]])}
+        ...     about = {"second_order": {"eps": 0.1, "delta": 0.1}, "varied": {"arm": name, "value": "a"}}
+        ...     arms[name] = Arm(records, np.array([2]), about)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [file.name for file in draw_profile(arms, Path(folder) / "figure")]
+        ['figure.png', 'figure.pdf']
+
+    References:
+        Dolan, Moré, Math. Program. 91 (2002).
+    """
+    families = varied(arms)
+    costs = {
+        name: np.concatenate([to_second_order(arm, gradients(arm)) for _, arm in runs])
+        for name, runs in families.items()
+    }
+    every = np.stack(list(costs.values()))
+    solved = every < NEVER
+    best = np.maximum(every.min(axis=0), 1.0)
+    ratios = np.where(solved, np.maximum(every, 1.0) / best, np.inf)
+    largest = 2 * max(float(np.max(ratios[solved], initial=1.0)), 1.5)
+    with canvas(path, (6.2, 3.2)) as (figure, files):
+        ax = figure.subplots()
+        for i, (name, row) in enumerate(zip(costs, ratios, strict=True)):
+            at = np.sort(row[np.isfinite(row)])
+            share = np.arange(1, at.size + 1) / row.size
+            ax.step(
+                [1, *at, largest], [0, *share, share[-1] if share.size else 0], where="post", label=name, **style(i)
+            )
+        ax.set_xscale("log")
+        ax.set_xlim(1, largest)
+        ax.set_ylim(0, 1.02)
+        ax.set_xlabel(r"cost, in multiples $\tau$ of the cheapest method's")
+        ax.set_ylabel("share of problems and seeds solved")
+        ax.legend(frameon=False, handlelength=2.6, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
     return files
 
 

@@ -5,32 +5,48 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from pwgf_jax.calculus import Functional, check_functional
-from pwgf_jax.experiments.config import Call, Config
+from pwgf_jax.experiments.config import Call, Config, Method
 from pwgf_jax.experiments.data import Source
+from pwgf_jax.experiments.descents import Descent
 from pwgf_jax.experiments.free_energy import Confined, entropy
 from pwgf_jax.experiments.heldout import hold_out, measure
+from pwgf_jax.experiments.objectives import Setting
 from pwgf_jax.experiments.reading import ConfigError, Place, make, parameters, read, suggestion
-from pwgf_jax.experiments.registry import FLOWS, FUNCTIONALS, OWN_DATA, SAMPLES, SOURCES, STARTS, own_data
+from pwgf_jax.experiments.registry import (
+    FLOWS,
+    FUNCTIONALS,
+    OBJECTIVES,
+    OWN_DATA,
+    SAMPLES,
+    SOURCES,
+    STARTS,
+    TRANSFORMS,
+    own_data,
+)
 from pwgf_jax.experiments.starts import Start
-from pwgf_jax.flows import Flow
+from pwgf_jax.flows import Flow, FlowState, descent
+from pwgf_jax.functionals import potential
 from pwgf_jax.measures import Particles
 from pwgf_jax.solve import Record
 
-__all__ = ["Experiment", "build"]
+__all__ = ["Experiment", "build", "build_objective"]
 
 _LARGEST = 256e6  # bytes that records of particles may take
+_DENSE = 256  # parameters up to which a record has the least curvature
 
 
 @dataclass(frozen=True)
@@ -44,6 +60,7 @@ class Experiment:
         records: what is written down, by arm.
         points: how many data a gradient sees; None without data.
         target: of the first seed, where the problem is to meet a sample; else None.
+        facts: what is known of an objective, for run.json.
 
     Example:
         >>> from pwgf_jax.experiments.config import parse
@@ -62,6 +79,7 @@ class Experiment:
     records: dict[str, Record]
     points: int | None
     target: Array | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def build(config: Config) -> Experiment:
@@ -85,6 +103,8 @@ def build(config: Config) -> Experiment:
         ...
         pwgf_jax.experiments.reading.ConfigError: config: problem.functional: ...no_such.py: there is no such file.
     """
+    if config.problem.is_objective:
+        return build_objective(config)
     root = Place(config.file)
     place = root / "problem"
     spec = config.problem
@@ -122,7 +142,7 @@ def build(config: Config) -> Experiment:
     flows = {}
     for arm, call in config.arms.items():
         with _blamed(root / "arms" / arm):
-            flows[arm] = FLOWS[call.name].make(**{name: make(name, v) for name, v in call.arguments.items()})
+            flows[arm] = _flow(call)
 
     def value(key: Array) -> Any:
         F, mu0 = problem(key)
@@ -135,13 +155,7 @@ def build(config: Config) -> Experiment:
         with _all_blamed(place / "functional"):
             check_functional(F, mu0, spec.functional.name.rpartition(":")[2])
 
-    def first_step(flow: Flow, key: Array) -> Any:
-        F, mu0 = problem(key)
-        return flow.step(key, F, flow.init(key, F, mu0))
-
-    for arm, flow in flows.items():
-        with _blamed(root / "arms" / arm):
-            jax.eval_shape(partial(first_step, flow), keys[0])
+    _try(flows, problem, keys[0], root / "arms")
     tested = source is not None and source.held_out > 0
     if config.snapshots:
         _check_snapshots(config, jax.eval_shape(lambda key: problem(key)[1].points, keys[0]))
@@ -156,6 +170,94 @@ def build(config: Config) -> Experiment:
     if spec.data is not None and spec.data.name in SAMPLES:
         target = source.draw(jax.random.split(keys[0])[0], dtype).arguments[0]
     return Experiment(problem, flows, keys, records, drawn[0].shape[0], target)
+
+
+def build_objective(config: Config) -> Experiment:
+    """The same for an objective of finitely many parameters: one particle, and optax methods beside the flows.
+
+    Args:
+        config: the config.
+
+    Returns:
+        The experiment. Records have the least curvature where a dense Hessian is small, and what the methods spent.
+
+    Raises:
+        ConfigError: if anything cannot be made.
+
+    Example:
+        >>> from pwgf_jax.experiments.config import parse
+        >>> constants = {"smoothness": 2.0, "hessian_lipschitz": 6.0, "eps": 1e-3, "delta": 0.1}
+        >>> table = {"objective": "double_well", "options": {"dimension": 3}, "constants": constants}
+        >>> config = parse({"name": "a", "steps": 1, "problem": table, "arms": {"pgd": {"transform": "pgd"}}})
+        >>> build_objective(config).facts["landmarks"]
+        {'well': -0.25, 'origin': 0.0}
+    """
+    root, spec = Place(config.file), config.problem
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    with _blamed(root / "problem" / "options"):
+        objective = OBJECTIVES[spec.functional.name].make(
+            jax.random.split(keys[0])[0], jnp.dtype(config.dtype), **spec.functional.arguments
+        )
+    setting = Setting(objective, **(spec.constants or {}))
+    F = potential(objective.value)
+    terms = {"components": setting.components, "grad_fn": jax.grad(lambda x, i: jnp.mean(setting.components(x, i)))}
+
+    def problem(key: Array) -> tuple[Functional, Particles]:
+        start = objective.init(jax.random.split(key)[1])
+        return F, Particles.uniform(jax.tree.map(lambda leaf: leaf[None], start))
+
+    flows: dict[str, Flow] = {}
+    records: dict[str, Record] = {}
+    stats = partial(_least_curvature, objective.value) if setting.dimension <= _DENSE else None
+    for arm, call in config.arms.items():
+        with _blamed(root / "arms" / arm):
+            if call.kind == "flow":
+                flows[arm], records[arm] = _flow(call), Record(config.record_every, stats)
+                continue
+            method = TRANSFORMS[call.name].make(setting, **call.arguments)
+            flows[arm] = descent(method.make, **terms)
+            records[arm] = Record(config.record_every, stats, partial(_spent, method))
+    _try(flows, problem, keys[0], root / "arms")
+    known = (objective.minimum, *objective.local_minima, *objective.saddles)
+    facts: dict[str, Any] = {"landmarks": {each.name: float(each.value) for each in known}}
+    if stats is not None:
+        facts["second_order"] = {"eps": setting.eps, "delta": setting.delta}
+    return Experiment(problem, flows, keys, records, None, None, facts)
+
+
+def _flow(call: Method) -> Flow:
+    if call.kind == "transform":
+        raise ValueError(f'transform = "{call.name}" is for an objective; name a flow, or give problem.objective.')
+    return FLOWS[call.name].make(**{name: make(name, value) for name, value in call.arguments.items()})
+
+
+def _try(flows: Mapping[str, Flow], problem: Callable[[Array], Any], key: Array, place: Place) -> None:
+    """The first step of every flow, without computing it."""
+
+    def first_step(flow: Flow, key: Array) -> Any:
+        F, mu0 = problem(key)
+        return flow.step(key, F, flow.init(key, F, mu0))
+
+    for arm, flow in flows.items():
+        with _blamed(place / arm):
+            jax.eval_shape(partial(first_step, flow), key)
+
+
+def _least_curvature(value: Callable[[Any], Array], F: Functional, mu: Particles) -> dict[str, Array]:
+    """λ_min of the Hessian at the one particle."""
+    del F
+    x, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], mu.points))
+    hessian = jax.hessian(lambda flat: value(unravel(flat)))(x)
+    return {"curvature": jnp.linalg.eigvalsh(hessian)[0]}
+
+
+def _spent(method: Descent, state: FlowState) -> dict[str, Array]:
+    """What a method has used so far, bits included if it counts them."""
+    inner = state.optimizer.state
+    with jax.numpy_dtype_promotion("standard"):  # steps are whole, shares of a batch are not
+        spent = method.spent(state.step, inner)._asdict()
+    bits = optax.tree.get_all_with_path(inner, "bits")
+    return {name: jnp.asarray(count, float) for name, count in spent.items()} | ({"bits": bits[0][1]} if bits else {})
 
 
 def _stats(tested: bool, arm: Call, pictured: bool) -> Callable[[Functional, Particles], dict[str, Array]] | None:

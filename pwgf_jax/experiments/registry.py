@@ -11,9 +11,25 @@ from typing import Any, get_type_hints
 
 from pwgf_jax import flows, functionals
 from pwgf_jax.experiments import data, samples, starts, tables
+from pwgf_jax.experiments.descents import DESCENTS
+from pwgf_jax.experiments.objectives import OBJECTIVES as PROBLEMS
+from pwgf_jax.experiments.objectives import Setting
 from pwgf_jax.experiments.reading import Parameter, parameters
 
-__all__ = ["FLOWS", "FUNCTIONALS", "JUMPS", "OWN_DATA", "SAMPLES", "SOURCES", "STARTS", "Entry", "own_data"]
+__all__ = [
+    "CONSTANTS",
+    "FLOWS",
+    "FUNCTIONALS",
+    "JUMPS",
+    "OBJECTIVES",
+    "OWN_DATA",
+    "SAMPLES",
+    "SOURCES",
+    "STARTS",
+    "TRANSFORMS",
+    "Entry",
+    "own_data",
+]
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,7 @@ def _offered(module: Any, wanted: Callable[[Any], bool]) -> dict[str, Any]:
 
 def _is_method(thing: Any) -> bool:
     """Whether it is a named method: a constructor of flows whose arguments a config can write."""
-    if not inspect.isfunction(thing) or thing is flows.flow:
+    if not inspect.isfunction(thing) or thing in (flows.flow, flows.descent):
         return False
     return get_type_hints(thing).get("return") is flows.Flow
 
@@ -92,6 +108,10 @@ FLOWS = {name: Entry(thing) for name, thing in _offered(flows, _is_method).items
 FUNCTIONALS = {
     name: Entry(thing, _data_of(thing)) for name, thing in _offered(functionals, lambda f: bool(_data_of(f))).items()
 }
+# Functions of finitely many parameters, the methods for them, and what these may know.
+OBJECTIVES = {name: Entry(make, ("key", "dtype")) for name, make in PROBLEMS.items()}
+TRANSFORMS = {name: Entry(make, ("setting",)) for name, make in DESCENTS.items()}
+CONSTANTS = parameters(Setting, without=("problem",))
 SOURCES = {
     "teacher": Entry(data.Teacher),
     "sign_pairs": Entry(data.SignPairs),

@@ -171,7 +171,7 @@ def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], quiet: boo
                     checkpoint=folder.checkpoint(arm),
                 )
                 cost = cost_model(part.config.arms[arm], experiment.points)
-                timing = clock.timing(part.config.seeds) | {"cost": cost}
+                timing = clock.timing(part.config.seeds) | {"cost": cost} | experiment.facts
                 folder.finish(arm, solution, timing, part.config.snapshots, experiment.target)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -31,12 +32,13 @@ class Call:
 
 @dataclass(frozen=True)
 class Method(Call):
-    """What an arm does: a flow of the registry and its arguments.
+    """What an arm does: a flow or a transform of the registry and its arguments.
 
     Args:
-        name: of the flow.
+        name: of the flow or transform.
         arguments: plain TOML data by name.
         steps: how many it takes; None for as many as the config says.
+        kind: "flow" of measures, or "transform" of optax, for an objective.
 
     Raises:
         ValueError: if there is no step.
@@ -47,6 +49,7 @@ class Method(Call):
     """
 
     steps: int | None = None
+    kind: Literal["flow", "transform"] = "flow"
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 1:
@@ -58,8 +61,8 @@ class Vary:
     """One key of a config and the values that it takes in turn.
 
     Args:
-        key: dotted, below ``problem`` or ``arms``.
-        values: what it becomes; every arm that it concerns is run once for each.
+        key: dotted, below ``problem`` or ``arms``, or ``problem`` itself.
+        values: what it becomes, a list, or whole tables by name; every arm that it concerns is run once for each.
 
     Raises:
         ValueError: if the key is elsewhere, or the values are none, equal or not plain.
@@ -70,11 +73,15 @@ class Vary:
     """
 
     key: str
-    values: list[Any]
+    values: list[Any] | dict[str, Any]
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"problem\..+|arms\.[^.]+\..+", self.key):
+        if not re.fullmatch(r"problem(\..+)?|arms\.[^.]+\..+", self.key):
             raise ValueError(f'key: given "{self.key}"; give a key below problem or below an arm.')
+        if isinstance(self.values, dict):
+            if not self.values or not all(isinstance(value, dict) for value in self.values.values()):
+                raise ValueError(f"values = {self.values}; give a list of values, or tables by name, at least one.")
+            return
         if not self.values or len({str(value) for value in self.values}) < len(self.values):
             raise ValueError(f"values = {self.values}; give at least one, all different.")
         for value in self.values:
@@ -83,7 +90,11 @@ class Vary:
 
     def concerns(self, arm: str) -> bool:
         """Whether the runs of an arm depend on the value."""
-        return self.key.startswith("problem.") or self.key.split(".")[1] == arm
+        return self.key.split(".")[0] == "problem" or self.key.split(".")[1] == arm
+
+    def turns(self) -> Mapping[Any, Any]:
+        """What the key becomes, by the name that the turn has in labels and tables."""
+        return self.values if isinstance(self.values, dict) else {value: value for value in self.values}
 
     def label(self, arm: str, value: Any) -> str:
         """The name of an arm at a value."""
@@ -95,15 +106,17 @@ class Problem:
     """What is minimised, and from where.
 
     Args:
-        functional: a functional of the registry or ``path/to/file.py:name``, with its options.
+        functional: a functional of the registry or ``path/to/file.py:name``, with its options; or an objective of
+            finitely many parameters, which brings its own data and start.
         particles: how many.
         start: the law of the start.
         data: where inputs and targets come from; None for a functional that needs none.
         same_data: whether all seeds have the data of the first one, and differ in start and noise only.
         confinement: λ of a quadratic confinement λ/2 ∫|x|² dμ that is added to the functional.
+        constants: of an objective, what its methods may know of it: smoothness, hessian_lipschitz, eps and delta.
 
     Raises:
-        ValueError: if there is no particle, or the confinement is negative.
+        ValueError: if there is no particle, or a number is out of range.
 
     Example:
         >>> Problem(Call("energy.py:F"), 100, Call("gaussian", {"dimension": 2})).data is None
@@ -116,8 +129,12 @@ class Problem:
     data: Call | None = None
     same_data: bool = False
     confinement: float = 0.0
+    constants: dict[str, float] | None = None
 
     def __post_init__(self) -> None:
+        for name, value in (self.constants or {}).items():
+            if not 0 < value < math.inf:
+                raise ValueError(f"constants.{name} = {value}; give a positive number.")
         if self.particles < 1:
             raise ValueError(f"particles = {self.particles}; give at least 1.")
         if self.confinement < 0:
@@ -127,6 +144,11 @@ class Problem:
     def is_own(self) -> bool:
         """Whether the functional is in a Python file of the user's."""
         return ".py:" in self.functional.name
+
+    @property
+    def is_objective(self) -> bool:
+        """Whether it is a function of finitely many parameters."""
+        return self.constants is not None
 
 
 @dataclass(frozen=True)

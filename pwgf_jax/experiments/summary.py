@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,22 @@ from pwgf_jax.experiments.costs import gradients, seconds
 from pwgf_jax.experiments.folder import Arm, RunFolder
 from pwgf_jax.flows import Status
 
-__all__ = ["notes", "overview", "reaching", "spread", "summarise", "table", "trajectory", "varied"]
+__all__ = [
+    "first_second_order",
+    "landing",
+    "notes",
+    "overview",
+    "reaching",
+    "spread",
+    "summarise",
+    "table",
+    "to_second_order",
+    "trajectory",
+    "varied",
+]
 
 FRACTIONS = {"1/2": 0.5, "1/10": 0.1, "1/100": 0.01}
-_NEVER = 1e18  # a step that no run reaches: quartiles with infinities would not be numbers
+NEVER = 1e18  # a step that no run reaches: quartiles with infinities would not be numbers
 
 
 def spread(values: np.ndarray) -> str:
@@ -28,7 +40,7 @@ def spread(values: np.ndarray) -> str:
     if values.size == 0:
         return "–"
     low, middle, high = (
-        "not reached" if q >= _NEVER / 10 else _number(q) for q in np.quantile(values, [0.25, 0.5, 0.75])
+        "not reached" if q >= NEVER / 10 else _number(q) for q in np.quantile(values, [0.25, 0.5, 0.75])
     )
     return middle if low == middle == high else f"{middle} [{low}, {high}]"
 
@@ -57,7 +69,7 @@ def first_below(arm: Arm, level: float | np.ndarray, clock: np.ndarray | None = 
     read = np.broadcast_to(arm.records["step"] if clock is None else clock, arm.records["value"].shape)[arm.finite]
     below = arm.of(arm.objective) <= level
     at = np.take_along_axis(read, below.argmax(axis=1)[:, None], axis=1)[:, 0]
-    return np.where(below.any(axis=1), at, _NEVER).astype(float)
+    return np.where(below.any(axis=1), at, NEVER).astype(float)
 
 
 def halved(arm: Arm) -> np.ndarray:
@@ -71,7 +83,7 @@ def gradient_peak(arm: Arm) -> np.ndarray:
 
 
 def _reached(steps: np.ndarray) -> str:
-    reached = int(np.sum(steps < _NEVER))
+    reached = int(np.sum(steps < NEVER))
     if reached == 0:
         return "not reached"
     return spread(steps) if reached == steps.size else f"{spread(steps)} ({reached} of {steps.size})"
@@ -156,6 +168,93 @@ def varied(arms: Mapping[str, Arm]) -> dict[str, list[tuple[Any, Arm]]]:
     return families
 
 
+def first_second_order(arm: Arm) -> np.ndarray:
+    """The first record at which each seed is at an (ε, δ)-second-order point; −1 for those that never are.
+
+    Example:
+        >>> records = {"gradient_norm": np.array([[0.0, 1.0, 0.0]]), "curvature": np.array([[-1.0, 1.0, 1.0]])}
+        >>> first_second_order(Arm(records, np.array([2]), {"second_order": {"eps": 0.1, "delta": 0.1}})).tolist()
+        [2]
+    """
+    wanted = arm.info["second_order"]
+    there = (arm.records["gradient_norm"] <= wanted["eps"]) & (arm.records["curvature"] >= -wanted["delta"])
+    return np.where(there.any(axis=1), there.argmax(axis=1), -1)
+
+
+def to_second_order(arm: Arm, clock: np.ndarray) -> np.ndarray:
+    """What a clock, (records,) or (seeds, records), reads there; huge for seeds that never are.
+
+    Example:
+        >>> records = {"gradient_norm": np.array([[0.0, 1.0, 0.0]]), "curvature": np.array([[-1.0, 1.0, 1.0]])}
+        >>> arm = Arm(records, np.array([2]), {"second_order": {"eps": 0.1, "delta": 0.1}})
+        >>> to_second_order(arm, np.array([0, 10, 20])).tolist()
+        [20.0]
+    """
+    first = first_second_order(arm)
+    read = np.broadcast_to(clock, arm.records["gradient_norm"].shape)
+    return np.where(first < 0, NEVER, np.take_along_axis(read, np.maximum(first, 0)[:, None], axis=1)[:, 0])
+
+
+def landing(arm: Arm) -> Counter[str]:
+    """At which known critical point each seed ended, by the value there.
+
+    Example:
+        >>> values = np.array([[1.0, 1e-5], [1.0, 0.3]])
+        >>> arm = Arm({"value": values}, np.array([2, 2]), {"landmarks": {"well": 0.0, "origin": 1.0}})
+        >>> dict(landing(arm))
+        {'well': 1, 'elsewhere': 1}
+    """
+    known = arm.info["landmarks"]
+    names, levels = list(known), np.array(list(known.values()))
+    near = 1e-3 * max(np.ptp(levels), 1e-3)
+    ends: Counter[str] = Counter()
+    for value, finite in zip(arm.records[arm.objective][:, -1], arm.finite, strict=True):
+        closest = int(np.argmin(np.abs(levels - value))) if finite else 0
+        found = finite and abs(levels[closest] - value) <= near
+        ends["not finite" if not finite else names[closest] if found else "elsewhere"] += 1
+    return ends
+
+
+def objectives(arms: Mapping[str, Arm]) -> list[list[list[str]]]:
+    """The tables of objectives: what it costs to get to a second-order point, and at which critical point runs end.
+
+    Example:
+        >>> objectives({})
+        []
+    """
+    known = {name: arm for name, arm in arms.items() if "landmarks" in arm.info}
+    if not known:
+        return []
+    families = varied(known) or {name: [("", arm)] for name, arm in known.items()}
+    turns = list(dict.fromkeys(value for runs in families.values() for value, _ in runs))
+    single = turns == [""]
+
+    def rows(title: str, cell: Callable[[Arm], str]) -> list[list[str]]:
+        heading = [title] if not single else ["arm"]
+        made = [heading + ([title] if single else [str(turn) for turn in turns])]
+        for name, runs in families.items():
+            found = {value: cell(arm) for value, arm in runs}
+            made.append([name, *(found.get(turn, "–") for turn in turns)])
+        return made
+
+    tables = []
+    if all("second_order" in arm.info for arm in known.values()):
+        tables.append(rows("cost of a second-order point", lambda arm: _reached(to_second_order(arm, gradients(arm)))))
+    if single and tables:
+        units = [
+            unit
+            for unit in ("gradients", "products", "values", "bits")
+            if any(unit in a.records for a in known.values())
+        ]
+        tables[0][0] += ["steps", *units, "seconds"]
+        for row, arm in zip(tables[0][1:], known.values(), strict=True):
+            row.append(_reached(to_second_order(arm, arm.records["step"])))
+            row += [_reached(to_second_order(arm, arm.records[u])) if u in arm.records else "–" for u in units]
+            row.append(_reached(to_second_order(arm, seconds(arm))))
+    said = lambda arm: ", ".join(f"{count} {name}" for name, count in landing(arm).most_common())  # noqa: E731
+    return [*tables, rows("seeds end at", said)]
+
+
 def escapes(arms: Mapping[str, Arm]) -> list[list[str]]:
     """Steps to half of the start's objective, an arm of the config a row and a value of the varied key a column.
 
@@ -164,7 +263,7 @@ def escapes(arms: Mapping[str, Arm]) -> list[list[str]]:
         []
     """
     families = varied(arms)
-    if not families:
+    if not families or any("landmarks" in arm.info for arm in arms.values()):
         return []
     key = next(arm.info["varied"]["key"] for runs in families.values() for _, arm in runs)
     values = list(dict.fromkeys(value for runs in families.values() for value, _ in runs))
@@ -211,7 +310,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def extras(folder: RunFolder) -> list[list[list[str]]]:
-    """The tables that a config asks for: of targets, and of a varied key.
+    """The tables that a config asks for: of targets, of a varied key, and of an objective.
 
     Example:
         >>> from pathlib import Path
@@ -221,7 +320,8 @@ def extras(folder: RunFolder) -> list[list[list[str]]]:
         FileNotFoundError: ...
     """
     arms, targets = folder.arms(), folder.info.get("targets", [])
-    return [rows for rows in (reaching(arms, targets) if targets else [], escapes(arms)) if rows]
+    tables = [reaching(arms, targets) if targets else [], escapes(arms), *objectives(arms)]
+    return [rows for rows in tables if rows]
 
 
 def summarise(folder: RunFolder) -> str:

@@ -1,6 +1,7 @@
 """Flows of measures: a direction, an optax step, a perturbation and a trigger, composed."""
 
 from pwgf_jax.flows.base import Evaluation, Flow, FlowState, Scheduled, Status, StepInfo, flow, gradient
+from pwgf_jax.flows.descent import Seeded, descent
 from pwgf_jax.flows.injection import adaptive_level, injected, noise_injection
 from pwgf_jax.flows.langevin import langevin
 from pwgf_jax.flows.noise import gaussian_noise, hessian_noise, isotropic_noise
@@ -13,9 +14,11 @@ __all__ = [
     "Flow",
     "FlowState",
     "Scheduled",
+    "Seeded",
     "Status",
     "StepInfo",
     "adaptive_level",
+    "descent",
     "flow",
     "gaussian_noise",
     "gradient",

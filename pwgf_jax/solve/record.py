@@ -28,6 +28,7 @@ class Record:
     Args:
         every: steps between two records; the start and the end are always recorded.
         stats: (F, mu) -> dict of arrays, evaluated at the recorded measures and added to the records.
+        state_stats: the same of the flow's state, for what only the method knows: bits sent, queries made.
 
     Raises:
         ValueError: if ``every`` is below one.
@@ -40,6 +41,7 @@ class Record:
 
     every: int = 1
     stats: Stats | None = None
+    state_stats: Callable[[FlowState], Mapping[str, Array]] | None = None
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -49,6 +51,7 @@ class Record:
         """The record of a state."""
         row = {"value": state.evaluation.value, "gradient_norm": state.evaluation.gradient_norm}
         extra = {} if self.stats is None else dict(self.stats(F, state.mu))
+        extra |= {} if self.state_stats is None else self.state_stats(state)
         taken = sorted(set(extra) & set(BUILT_IN))
         if taken:
             raise ValueError(f"Record: stats returns {', '.join(taken)}, which every record has already; rename it.")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax.krylov import check_key
 from pwgf_jax.transforms.perturb import needed
@@ -312,6 +312,7 @@ class ConstrainedState(NamedTuple):
         key: for the next heuristic search.
         gap: the Frank–Wolfe gap :math:`\max_{v\in C}g\cdot(x-v)` before the last update.
         curvature: the least :math:`(u-x)^\top H(u-x)` of the last second-order stage; zero before any.
+        searches: second-order stages made, int32.
         stopped: whether a second-order stage found nothing below −γ; updates are zero from then on.
 
     Example:
@@ -324,6 +325,7 @@ class ConstrainedState(NamedTuple):
     key: Array
     gap: Float[Array, ""]
     curvature: Float[Array, ""]
+    searches: Int[Array, ""]
     stopped: Bool[Array, ""]
 
 
@@ -399,7 +401,7 @@ def constrained_escape(
 
     def init(params: PyTree) -> ConstrainedState:
         zero = jnp.zeros((), ravel_pytree(params)[0].dtype)
-        return ConstrainedState(key, zero + jnp.inf, zero, jnp.zeros((), bool))
+        return ConstrainedState(key, zero + jnp.inf, zero, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
@@ -430,8 +432,10 @@ def constrained_escape(
                 return jnp.where(saddle, jnp.minimum(length, 1), 0) * d, curvature, curvature >= -gamma
 
             # A gap that is no number is no small one; and who has stopped looks no further.
-            move, curvature, ends = jax.lax.cond(~(gap <= eps) | state.stopped, first, second)
+            searches = (gap <= eps) & ~state.stopped
+            move, curvature, ends = jax.lax.cond(searches, second, first)
         stopped = state.stopped | ends
-        return unravel(jnp.where(stopped, 0, move)), ConstrainedState(next_key, gap, curvature, stopped)
+        count = state.searches + searches.astype(jnp.int32)
+        return unravel(jnp.where(stopped, 0, move)), ConstrainedState(next_key, gap, curvature, count, stopped)
 
     return optax.GradientTransformationExtraArgs(init, update)

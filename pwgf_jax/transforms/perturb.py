@@ -149,6 +149,7 @@ class PerturbState(NamedTuple):
         count: updates made, int32.
         window: the trigger's :class:`pwgf_jax.transforms.Window`; ``saved`` are the parameters before the last jump.
         perturbed: whether the last update was a jump.
+        jumps: how many there have been, int32.
         stopped: whether a window ended without decrease; the parameters are then back at ``window.saved`` for good.
 
     Example:
@@ -162,6 +163,7 @@ class PerturbState(NamedTuple):
     count: Int[Array, ""]
     window: Window
     perturbed: Bool[Array, ""]
+    jumps: Int[Array, ""]
     stopped: Bool[Array, ""]
 
 
@@ -215,8 +217,8 @@ def perturb_at_saddle(noise: Noise, trigger: Trigger, key: Array) -> optax.Gradi
     def init(params: PyTree) -> PerturbState:
         dtype = jnp.result_type(*jax.tree.leaves(params))
         window = trigger.init(params, jnp.full((), jnp.inf, dtype))
-        no = jnp.zeros((), bool)
-        return PerturbState(key, jnp.zeros((), jnp.int32), window, no, no)
+        zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+        return PerturbState(key, zero, window, no, zero, no)
 
     def update(
         updates: PyTree,
@@ -249,7 +251,7 @@ def perturb_at_saddle(noise: Noise, trigger: Trigger, key: Array) -> optax.Gradi
         updates = jax.tree.map(lambda u, b: jnp.where(stopped, b, u), updates, back)
         opened = trigger.jump(window, count, params, value)
         window = jax.tree.map(lambda new, old: jnp.where(fires, new, old), opened, window)
-        return updates, PerturbState(next_key, count + 1, window, fires, stopped)
+        return updates, PerturbState(next_key, count + 1, window, fires, state.jumps + fires.astype(jnp.int32), stopped)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -1,0 +1,412 @@
+"""Methods for functions of finitely many parameters that a config can name, and what each of them spends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from pwgf_jax import transforms
+from pwgf_jax.experiments.objectives import Setting
+from pwgf_jax.krylov import check_key
+
+__all__ = ["DESCENTS", "Descent", "Spent"]
+
+
+class Spent(NamedTuple):
+    """What a method has evaluated so far, of the whole objective; a batch counts as its share.
+
+    Args:
+        gradients: gradients, values with them.
+        products: Hessian products.
+        values: values alone.
+
+    Example:
+        >>> Spent(gradients=10.0)
+        Spent(gradients=10.0, products=0.0, values=0.0)
+    """
+
+    gradients: Any = 0.0
+    products: Any = 0.0
+    values: Any = 0.0
+
+
+class Descent(NamedTuple):
+    """A method on one objective.
+
+    Args:
+        make: key -> optax transformation.
+        spent: (steps, optax state) -> :class:`Spent`.
+
+    Example:
+        >>> from pwgf_jax import problems
+        >>> found = DESCENTS["sam"](Setting(problems.double_well(2), 2.0, 6.0, 1e-3, 0.1), radius=0.05)
+        >>> found.spent(10, None)
+        Spent(gradients=20.0, products=0.0, values=0.0)
+    """
+
+    make: Callable[[Array], optax.GradientTransformation]
+    spent: Callable[[Any, PyTree], Spent]
+
+
+def _every_step(gradients: float, products: float = 0.0) -> Callable[[Any, PyTree], Spent]:
+    return lambda steps, state: Spent(gradients * steps, products * steps)
+
+
+def _count(state: PyTree, name: str) -> Array:
+    """A counter of an optax state."""
+    return jnp.asarray(optax.tree.get(state, name), float)
+
+
+class _Batch(NamedTuple):
+    key: Array
+
+
+def _batches(setting: Setting, batch: int | None, key: Array) -> optax.GradientTransformationExtraArgs:
+    """Put the gradient of a random batch of terms in the place of the whole one's; nothing without a batch size."""
+    if batch is None:
+        return optax.with_extra_args_support(optax.identity())
+    if not 1 <= batch <= setting.size:
+        raise ValueError(f"batch = {batch}; the objective has {setting.size} terms, give 1 to {setting.size}.")
+    check_key(key, "_batches")
+
+    def update(
+        updates: PyTree, state: Any, params: PyTree = None, *, grad_fn: Any, **extra_args: Any
+    ) -> tuple[PyTree, _Batch]:
+        del updates, extra_args
+        key, draw = jax.random.split(state.key)
+        return grad_fn(params, jax.random.randint(draw, (batch,), 0, setting.size)), _Batch(key)
+
+    return optax.GradientTransformationExtraArgs(lambda params: _Batch(key), update)
+
+
+def _share(setting: Setting, batch: int | None) -> float:
+    return 1.0 if batch is None else batch / setting.size
+
+
+def _rate(setting: Setting, learning_rate: float | None) -> float:
+    return 1 / setting.smoothness if learning_rate is None else learning_rate
+
+
+def _window(setting: Setting) -> int:
+    """Steps of 1/ℓ in which a curvature of −δ carries a start far inside the escape length out of it, twice over."""
+    reach = math.log(100 * math.sqrt(setting.dimension))
+    return math.ceil(2 * setting.smoothness / setting.delta * reach)
+
+
+def _decrease(setting: Setting) -> float:
+    """A tenth of δ³/ρ², the scale of what an escape brings."""
+    return setting.delta**3 / setting.hessian_lipschitz**2 / 10
+
+
+def _chain(*parts: Any) -> optax.GradientTransformationExtraArgs:
+    return optax.with_extra_args_support(optax.chain(*parts))
+
+
+def sgd(
+    setting: Setting, *, learning_rate: float | None = None, momentum: float | None = None, batch: int | None = None
+) -> Descent:
+    """Gradient descent, with momentum if wanted, on batches of the terms if wanted; learning_rate 1/ℓ if not given."""
+    rate = _rate(setting, learning_rate)
+    make = lambda key: _chain(_batches(setting, batch, key), optax.sgd(rate, momentum))  # noqa: E731
+    return Descent(make, _every_step(_share(setting, batch)))
+
+
+def adam(setting: Setting, *, learning_rate: float, batch: int | None = None) -> Descent:
+    """Adam."""
+    make = lambda key: _chain(_batches(setting, batch, key), optax.adam(learning_rate))  # noqa: E731
+    return Descent(make, _every_step(_share(setting, batch)))
+
+
+def noisy_sgd(setting: Setting, *, learning_rate: float | None = None, radius: float | None = None) -> Descent:
+    """Gradient descent with Gaussian noise of length radius in every gradient; a third of ε if not given."""
+    rate, length = _rate(setting, learning_rate), setting.eps / 3 if radius is None else radius
+
+    def make(key: Array) -> optax.GradientTransformation:
+        return optax.noisy_sgd(rate, eta=length**2 / setting.dimension, gamma=0.0, key=key)
+
+    return Descent(make, _every_step(1))
+
+
+def sam(
+    setting: Setting,
+    *,
+    radius: float,
+    normalized: bool = True,
+    learning_rate: float | None = None,
+    momentum: float | None = None,
+    batch: int | None = None,
+) -> Descent:
+    """Sharpness-aware minimisation: the gradient at x + radius·g/|g|, or at x + radius·g."""
+    rate = _rate(setting, learning_rate)
+    unit = optax.normalize_by_update_norm(scale_factor=1.0, eps=1e-6) if normalized else optax.identity()
+    inner = optax.contrib.sam(optax.sgd(rate, momentum), optax.chain(unit, optax.sgd(radius)), opaque_mode=True)
+
+    def make(key: Array) -> optax.GradientTransformationExtraArgs:
+        def update(
+            updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any, grad_fn: Any, **extra_args: Any
+        ) -> tuple[PyTree, Any]:
+            del extra_args
+            (key, draw), sharpness = jax.random.split(state[0]), state[1]
+            if batch is None:
+                gradient = jax.grad(value_fn)
+            else:  # both gradients of a step are of the same terms
+                indices = jax.random.randint(draw, (batch,), 0, setting.size)
+                gradient = lambda x: grad_fn(x, indices)  # noqa: E731
+                updates = gradient(params)
+            updates, sharpness = inner.update(updates, sharpness, params, grad_fn=lambda x, _: gradient(x))
+            return updates, (key, sharpness)
+
+        _batches(setting, batch, key)  # refuses an impossible size
+        return optax.GradientTransformationExtraArgs(lambda params: (key, inner.init(params)), update)
+
+    return Descent(make, _every_step(2 * _share(setting, batch)))
+
+
+def _jumping(
+    setting: Setting, noise: Any, window: int | None, base: Any, *, step: float = 0.0, jump: float = 0.0
+) -> Descent:
+    trigger = transforms.gradient_trigger(
+        eps=setting.eps, k_thres=window or _window(setting), f_thres=_decrease(setting)
+    )
+    make = lambda key: _chain(base, transforms.perturb_at_saddle(noise, trigger, key))  # noqa: E731
+    return Descent(make, lambda steps, state: Spent(steps, step * steps + jump * _count(state, "jumps")))
+
+
+def pgd(
+    setting: Setting,
+    *,
+    learning_rate: float | None = None,
+    radius: float | None = None,
+    window: int | None = None,
+    momentum: float | None = None,
+) -> Descent:
+    """Perturbed gradient descent: a jump uniform in a ball where the gradient is at most ε; radius a tenth of δ/ρ."""
+    noise = transforms.ball_noise(setting.escape / 10 if radius is None else radius)
+    base = optax.sgd(_rate(setting, learning_rate), momentum)
+    return _jumping(setting, noise, window, base)
+
+
+def hessian_guided(
+    setting: Setting,
+    *,
+    learning_rate: float | None = None,
+    radius: float | None = None,
+    window: int | None = None,
+) -> Descent:
+    """The same with Hessian-guided noise Hz, of the length that ball noise would have where the Hessian is ℓ."""
+    length = setting.escape / 10 if radius is None else radius
+    noise = transforms.hessian_product_noise(length / (setting.smoothness * math.sqrt(setting.dimension)))
+    return _jumping(setting, noise, window, optax.sgd(_rate(setting, learning_rate)), jump=1.0)
+
+
+def ssrgd(
+    setting: Setting,
+    *,
+    learning_rate: float | None = None,
+    batch: int | None = None,
+    radius: float | None = None,
+    window: int | None = None,
+) -> Descent:
+    """Stochastic recursive gradients with super-epochs; batch and epoch √n, learning rate 1/2ℓ if not given."""
+    size = setting.size
+    root = math.ceil(math.sqrt(size))
+
+    def make(key: Array) -> optax.GradientTransformation:
+        return transforms.ssrgd(
+            0.5 / setting.smoothness if learning_rate is None else learning_rate,
+            size=size,
+            batch=batch or root,
+            epoch=root,
+            radius=setting.escape / 10 if radius is None else radius,
+            eps=setting.eps,
+            f_thres=_decrease(setting),
+            t_thres=window or 2 * _window(setting),
+            key=key,
+        )
+
+    return Descent(make, lambda steps, state: Spent(_count(state, "gradients") / size))
+
+
+def _known(setting: Setting) -> dict[str, float]:
+    return {
+        "smoothness": setting.smoothness,
+        "hessian_lipschitz": setting.hessian_lipschitz,
+        "eps": setting.eps,
+        "delta": setting.delta,
+    }
+
+
+def negative_curvature_descent(setting: Setting, *, radius: float = 1e-3, search_steps: int | None = None) -> Descent:
+    """Gradient steps, and Neon2 where the gradient is at most ε."""
+
+    def make(key: Array) -> optax.GradientTransformation:
+        return transforms.negative_curvature_descent(**_known(setting), radius=radius, steps=search_steps, key=key)
+
+    return Descent(make, lambda steps, state: Spent(_count(state, "queries")))
+
+
+def zeroth_order_descent(
+    setting: Setting, *, mu: float | None = None, radius: float = 1e-2, search_steps: int | None = None
+) -> Descent:
+    """ZO-GD-NCF: the same from function values alone."""
+
+    def make(key: Array) -> optax.GradientTransformation:
+        return transforms.zeroth_order_descent(**_known(setting), mu=mu, radius=radius, steps=search_steps, key=key)
+
+    return Descent(make, lambda steps, state: Spent(values=_count(state, "queries")))
+
+
+def _zeroth_order(method: Any) -> Callable[..., Descent]:
+    def make_descent(
+        setting: Setting,
+        *,
+        batch: int | None = None,
+        radius: float = 1e-2,
+        search_steps: int | None = None,
+    ) -> Descent:
+        size = setting.size
+        root = math.ceil(math.sqrt(size))
+        sizes: dict[str, int] = {"size": size, "batch": batch or root}
+        if method is not transforms.zo_sgd_ncf:
+            sizes["large_batch"] = size
+        if method is transforms.zo_spider_ncf:
+            sizes["epoch"] = root
+
+        def make(key: Array) -> optax.GradientTransformation:
+            return method(**_known(setting), **sizes, radius=radius, steps=search_steps, key=key)
+
+        return Descent(make, lambda steps, state: Spent(values=_count(state, "queries") / size))
+
+    make_descent.__doc__ = f"{method.__name__.upper().replace('_', '-')}, from values of single terms."
+    return make_descent
+
+
+def compressed_sgd(
+    setting: Setting,
+    *,
+    k: int,
+    compressor: Literal["random_k", "top_k"] = "random_k",
+    learning_rate: float | None = None,
+    radius: float | None = None,
+    reset_every: int | None = None,
+    batch: int | None = None,
+) -> Descent:
+    """SGD that sends k of its d coordinates, with error feedback; learning rate k/dℓ, reset every d/k steps."""
+    d = setting.dimension
+    rate = k / d / setting.smoothness if learning_rate is None else learning_rate
+    length = setting.eps / 3 if radius is None else radius
+    known = {"random_k": transforms.random_k, "top_k": transforms.top_k}
+
+    def make(key: Array) -> optax.GradientTransformationExtraArgs:
+        batch_key, key = jax.random.split(key)
+        sending = transforms.compressed_sgd(
+            rate,
+            known[compressor](k),
+            noise_radius=length,
+            reset_every=reset_every or math.ceil(d / k),
+            key=key,
+        )
+        return _chain(_batches(setting, batch, batch_key), sending)
+
+    return Descent(make, _every_step(_share(setting, batch)))
+
+
+def dimer(
+    setting: Setting,
+    *,
+    learning_rate: float | None = None,
+    every: int = 5,
+    strength: float = 2.0,
+    kick: float | None = None,
+    mode: Literal["repel", "translate", "as_published"] = "repel",
+) -> Descent:
+    """Gradient descent that is pushed along a direction of least curvature; kick a tenth of δ/ρ if not given."""
+    given = {"repel": {"kick": setting.escape / 10 if kick is None else kick, "tolerance": setting.delta / 2}}
+
+    def make(key: Array) -> optax.GradientTransformationExtraArgs:
+        pushed = transforms.dimer(
+            separation=setting.escape / 10,
+            rotation_rate=1 / setting.smoothness,
+            every=every,
+            strength=strength,
+            mode=mode,
+            key=key,
+            **given.get(mode, {}),
+        )
+        return _chain(pushed, optax.sgd(_rate(setting, learning_rate)))
+
+    return Descent(make, _every_step(1 + 1 / every))
+
+
+def saddle_free_newton(
+    setting: Setting,
+    *,
+    learning_rate: float = 1.0,
+    beta: float | None = None,
+    depth: int = 20,
+    radius: float | None = None,
+    window: int | None = None,
+) -> Descent:
+    """Steps −(H² + β)^(−1/2) g, β = δ² if not given, with the jumps of pgd."""
+    noise = transforms.ball_noise(setting.escape / 10 if radius is None else radius)
+    base = optax.chain(
+        transforms.scale_by_saddle_free_newton(setting.delta**2 if beta is None else beta, depth=depth),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    return _jumping(setting, noise, window, base, step=min(depth, setting.dimension))
+
+
+def cubic_newton(setting: Setting, *, lipschitz: float | None = None, depth: int = 20) -> Descent:
+    """Newton's method with cubic regularisation M = ρ."""
+    constant = setting.hessian_lipschitz if lipschitz is None else lipschitz
+    make = lambda key: transforms.cubic_newton(constant, depth=depth, key=key)  # noqa: E731
+    return Descent(make, _every_step(1, min(depth, setting.dimension)))
+
+
+def constrained_escape(
+    setting: Setting, *, first_order: Literal["projected", "frank_wolfe"] = "projected", radius: float | None = None
+) -> Descent:
+    """First- and second-order steps in a ball, of twice the minimiser's norm if no radius is given."""
+    if radius is None:
+        if setting.problem.minimum is None:
+            raise ValueError("radius is missing; this objective has no known minimiser to choose it by.")
+        radius = 2 * float(optax.tree.norm(setting.problem.minimum.point))
+    numbers = {name: value for name, value in _known(setting).items() if name != "delta"}
+    # A point halfway to the boundary sees the whole of a curvature of −δ at half the radius at least.
+    gamma = setting.delta * (radius / 2) ** 2
+    numbers["eps"] = setting.eps * radius  # a gap, of the objective's units
+
+    def make(key: Array) -> optax.GradientTransformation:
+        domain = transforms.ball(radius)
+        return transforms.constrained_escape(domain, **numbers, gamma=gamma, first_order=first_order, key=key)
+
+    products = setting.dimension + 1  # of a search in the ball
+    return Descent(make, lambda steps, state: Spent(steps, products * _count(state, "searches")))
+
+
+DESCENTS: dict[str, Callable[..., Descent]] = {
+    "sgd": sgd,
+    "adam": adam,
+    "noisy_sgd": noisy_sgd,
+    "sam": sam,
+    "pgd": pgd,
+    "hessian_guided": hessian_guided,
+    "ssrgd": ssrgd,
+    "negative_curvature_descent": negative_curvature_descent,
+    "zeroth_order_descent": zeroth_order_descent,
+    "zo_sgd_ncf": _zeroth_order(transforms.zo_sgd_ncf),
+    "zo_scsg_ncf": _zeroth_order(transforms.zo_scsg_ncf),
+    "zo_spider_ncf": _zeroth_order(transforms.zo_spider_ncf),
+    "compressed_sgd": compressed_sgd,
+    "dimer": dimer,
+    "saddle_free_newton": saddle_free_newton,
+    "cubic_newton": cubic_newton,
+    "constrained_escape": constrained_escape,
+}
+"""By name: (setting, numbers) -> the method. What is not given follows from the constants of the setting."""

@@ -1,0 +1,186 @@
+"""Functions of finitely many parameters that a config can name, from numbers that TOML can write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from pwgf_jax import problems
+from pwgf_jax.problems import Problem
+
+__all__ = ["OBJECTIVES", "Setting"]
+
+
+class Setting(NamedTuple):
+    """An objective, and the constants that its methods may use.
+
+    Args:
+        problem: the objective.
+        smoothness: ℓ, Lipschitz constant of the gradient where runs go.
+        hessian_lipschitz: ρ, of the Hessian.
+        eps: ε, gradient norm of a second-order point.
+        delta: δ; its least curvature is at least −δ.
+
+    Example:
+        >>> setting = Setting(problems.double_well(3), 2.0, 6.0, 1e-3, 0.1)
+        >>> setting.dimension, round(setting.escape, 4)
+        (3, 0.0167)
+    """
+
+    problem: Problem
+    smoothness: float
+    hessian_lipschitz: float
+    eps: float
+    delta: float
+
+    @property
+    def dimension(self) -> int:
+        """How many parameters."""
+        shapes = jax.eval_shape(self.problem.init, jax.random.key(0))
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+    @property
+    def escape(self) -> float:
+        """δ/ρ, how far a curvature of −δ reaches for certain."""
+        return self.delta / self.hessian_lipschitz
+
+    @property
+    def size(self) -> int:
+        """Terms of the objective; one where it is no finite sum."""
+        return self.problem.size or 1
+
+    def components(self, params: Any, indices: Array) -> Array:
+        """The terms of these indices."""
+        if self.problem.components is None:
+            return jnp.full(indices.shape, self.problem.value(params))
+        return self.problem.components(params, indices)
+
+
+def _rotated(key: Array, eigenvalues: Any) -> np.ndarray:
+    """A symmetric matrix with these eigenvalues in a random basis: no axis of the coordinates is special."""
+    d = len(eigenvalues)
+    basis = np.linalg.qr(np.asarray(jax.random.normal(key, (d, d))))[0]
+    return (basis * np.asarray(eigenvalues, float)) @ basis.T
+
+
+def _octopus(
+    key: Array,
+    dtype: Any,
+    *,
+    dimension: int,
+    smoothness: float = float(np.e),
+    gamma: float = 1.0,
+    tau: float = float(np.e),
+    scale: float = 1e-3,
+) -> Problem:
+    """A chain of saddles that gradient descent takes exponentially long to pass."""
+    del key
+    return problems.octopus(dimension, smoothness=smoothness, gamma=gamma, tau=tau, scale=scale, dtype=dtype)
+
+
+def _double_well(key: Array, dtype: Any, *, dimension: int, scale: float = 0.0) -> Problem:
+    """A strict saddle between two wells; by default runs start at it exactly."""
+    del key
+    return problems.double_well(dimension, scale=scale, dtype=dtype)
+
+
+def _quartic(key: Array, dtype: Any, *, dimension: int, scale: float = 0.0) -> Problem:
+    """Lucchi's quartic: one direction down, one up, all others flat; by default runs start at its saddle."""
+    del key
+    return problems.quartic(dimension, scale=scale, dtype=dtype)
+
+
+def _cubic(key: Array, dtype: Any, *, eigenvalues: list[float], scale: float = 1e-3) -> Problem:
+    """An indefinite quadratic form with a cubic wall."""
+    del key
+    return problems.cubic(eigenvalues, scale=scale, dtype=dtype)
+
+
+def _leading_eigenvector(
+    key: Array, dtype: Any, *, samples: int, eigenvalues: list[float], scale: float = 1e-3
+) -> Problem:
+    """The leading eigenvector of random samples, a finite sum; the other eigenvectors are saddles."""
+    covariance_key, sample_key = jax.random.split(key)
+    root = _rotated(covariance_key, np.sqrt(eigenvalues))
+    drawn = np.asarray(jax.random.normal(sample_key, (samples, len(eigenvalues)))) @ root
+    return problems.leading_eigenvector(jnp.asarray(drawn, dtype), scale=scale)
+
+
+def _symmetric_factorization(
+    key: Array, dtype: Any, *, eigenvalues: list[float], rank: int, scale: float = 1e-3
+) -> Problem:
+    """Symmetric matrix factorisation; every subset of eigenvectors is a critical point."""
+    return problems.symmetric_factorization(jnp.asarray(_rotated(key, eigenvalues), dtype), rank, scale=scale)
+
+
+def _asymmetric_factorization(
+    key: Array, dtype: Any, *, singular_values: list[float], rank: int, scale: float = 1e-3
+) -> Problem:
+    """Matrix factorisation into two factors, from near their common zero."""
+    return problems.asymmetric_factorization(jnp.asarray(_rotated(key, singular_values), dtype), rank, scale=scale)
+
+
+def _deep_linear(
+    key: Array, dtype: Any, *, singular_values: list[float], depth: int, width: int | None = None, scale: float = 0.1
+) -> Problem:
+    """A deep linear network: the origin is a strict saddle for two layers only."""
+    return problems.deep_linear(jnp.asarray(_rotated(key, singular_values), dtype), depth, width=width, scale=scale)
+
+
+def _phase_retrieval(key: Array, dtype: Any, *, dimension: int, scale: float = 1e-3) -> Problem:
+    """Phase retrieval of a unit signal from infinitely many measurements."""
+    signal = jax.random.normal(key, (dimension,))
+    return problems.phase_retrieval((signal / jnp.linalg.norm(signal)).astype(dtype), scale=scale)
+
+
+def _matrix_sensing(
+    key: Array, dtype: Any, *, dimension: int, rank: int, measurements: int, scale: float = 1e-3
+) -> Problem:
+    """Recovery of a matrix of low rank from Gaussian measurements, a finite sum."""
+    measure_key, factor_key = jax.random.split(key)
+    drawn = jax.random.normal(measure_key, (measurements, dimension, dimension), dtype)
+    factor = jnp.linalg.qr(jax.random.normal(factor_key, (dimension, rank), dtype))[0]
+    return problems.matrix_sensing(drawn, factor, scale=scale)
+
+
+def _copy_average(
+    key: Array,
+    dtype: Any,
+    *,
+    teachers: int,
+    students: int,
+    dimension: int | None = None,
+    activation: Literal["erf", "relu"] = "erf",
+) -> Problem:
+    """A student network with too few neurons for its teacher: every partition is a critical point."""
+    del key
+    return problems.copy_average(teachers, students, dimension=dimension, activation=activation, dtype=dtype)
+
+
+def _attention_pca(
+    key: Array, dtype: Any, *, eigenvalues: list[float], prompt: int | None = None, scale: float = 1e-3
+) -> Problem:
+    """One attention head that learns the leading principal component."""
+    return problems.attention_pca(jnp.asarray(_rotated(key, eigenvalues), dtype), prompt=prompt, scale=scale)
+
+
+OBJECTIVES: dict[str, Callable[..., Problem]] = {
+    "octopus": _octopus,
+    "double_well": _double_well,
+    "quartic": _quartic,
+    "cubic": _cubic,
+    "leading_eigenvector": _leading_eigenvector,
+    "symmetric_factorization": _symmetric_factorization,
+    "asymmetric_factorization": _asymmetric_factorization,
+    "deep_linear": _deep_linear,
+    "phase_retrieval": _phase_retrieval,
+    "matrix_sensing": _matrix_sensing,
+    "copy_average": _copy_average,
+    "attention_pca": _attention_pca,
+}
+"""By name: (key of the data, dtype, numbers) -> the problem, which all seeds share; they differ in start and noise."""

@@ -1,0 +1,118 @@
+"""Optimisation of one point, as a flow of its Dirac measure: optax methods run, swept and certified like the flows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from pwgf_jax.calculus import Functional
+from pwgf_jax.flows.base import Flow, FlowState, Status, StepInfo, flow, gradient
+from pwgf_jax.measures import Particles
+
+__all__ = ["Seeded", "descent"]
+
+
+class Seeded(NamedTuple):
+    """The optimizer's state in a :func:`descent`.
+
+    Args:
+        key: what the optimizer was made with.
+        state: its optax state, of one point.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from pwgf_jax import Particles, functionals
+        >>> F, start = functionals.potential(jnp.sum), Particles.uniform(jnp.ones((1, 2)))
+        >>> state = descent(lambda key: optax.adam(0.1)).init(jax.random.key(0), F, start)
+        >>> optax.tree.get(state.optimizer.state, "mu").shape
+        (2,)
+    """
+
+    key: Array
+    state: PyTree
+
+
+def _any(state: PyTree, name: str) -> Array:
+    """Whether a flag of this name is up anywhere in an optax state."""
+    found = [jnp.any(jnp.asarray(flag)) for _, flag in optax.tree.get_all_with_path(state, name)]
+    return jnp.any(jnp.stack(found)) if found else jnp.zeros((), bool)
+
+
+def descent(make: Callable[[Array], optax.GradientTransformation], **extra_args: Any) -> Flow:
+    r"""An optax method on a function f of finitely many parameters: the flow of a Dirac under :math:`\int f\,d\mu`.
+
+    The measure has one particle, the parameters; the functional is ``functionals.potential(f)``. Each run makes its
+    optimizer with a key of its own, so that the seeds of a sweep draw independent noise. A run ends as second-order
+    stationary when its optimizer says ``stopped``, as those of :mod:`pwgf_jax.transforms` that look for saddles do, and
+    ``perturbed`` is what the optimizer calls so. The integral Hessian of a Dirac's potential energy is zero and the
+    full one is ∇²f, which is what certificates then speak of.
+
+    Args:
+        make: key -> optax transformation. It is given ``value``, ``grad`` and ``value_fn`` of f itself.
+        **extra_args: what else its ``update`` needs, such as ``grad_fn`` or ``components`` of a finite sum.
+
+    Returns:
+        A :class:`pwgf_jax.Flow`.
+
+    Raises:
+        ValueError: where it starts, if the measure has more than one particle.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pwgf_jax import Particles, functionals, problems, sweep, transforms
+        >>> well = problems.double_well(2)
+        >>> def problem(key):
+        ...     return functionals.potential(well.value), Particles.uniform(jnp.zeros((1, 2)))  # its saddle
+        >>> def method(key):
+        ...     return transforms.pgd(0.3, radius=0.01, eps=1e-2, k_thres=50, f_thres=1e-3, key=key)
+        >>> solution = sweep(descent(method), problem, jax.random.split(jax.random.key(0), 4), steps=300)
+        >>> [round(float(value), 3) for value in solution.value]
+        [-0.25, -0.25, -0.25, -0.25]
+    """
+
+    def optimizer(key: Array) -> optax.GradientTransformationExtraArgs:
+        inner = optax.with_extra_args_support(make(key))
+
+        def update(updates: PyTree, state: Any, points: PyTree = None, **given: Any) -> tuple[PyTree, Any]:
+            value_fn, grad = given.pop("value_fn"), given.pop("grad")
+            updates, state = inner.update(
+                _first(updates),
+                state,
+                _first(points),
+                grad=_first(grad),
+                value_fn=lambda x: value_fn(jax.tree.map(lambda leaf: leaf[None], x)),
+                **given,
+                **extra_args,
+            )
+            return jax.tree.map(lambda leaf: leaf[None], updates), state
+
+        return optax.GradientTransformationExtraArgs(lambda points: inner.init(_first(points)), update)
+
+    def init(key: Array, F: Functional, mu: Particles) -> FlowState:
+        if mu.size != 1:
+            raise ValueError(f"descent: the start has {mu.size} particles; give one, Particles.uniform(x[None]).")
+        seed, key = jax.random.split(key)
+        state = flow(gradient, optimizer(seed)).init(key, F, mu)
+        return state._replace(optimizer=Seeded(seed, state.optimizer))
+
+    def step(key: Array, F: Functional, state: FlowState) -> tuple[FlowState, StepInfo]:
+        seed, inner = state.optimizer
+        before = state._replace(optimizer=inner)
+        after, info = flow(gradient, optimizer(seed)).step(key, F, before)
+        running = (state.status == Status.running) & (after.status == Status.running)
+        stationary = jnp.asarray(Status.second_order_stationary, jnp.int32)
+        status = jnp.where(running & _any(after.optimizer, "stopped"), stationary, after.status)
+        perturbed = running & _any(after.optimizer, "perturbed")
+        after = after._replace(status=status, optimizer=Seeded(seed, after.optimizer))
+        return after, info._replace(perturbed=perturbed, status=status)
+
+    return Flow(init, step)
+
+
+def _first(points: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[0], points)
