@@ -76,7 +76,7 @@ def _batches(setting: Setting, batch: int | None, key: Array) -> optax.GradientT
     check_key(key, "_batches")
 
     def update(
-        updates: PyTree, state: Any, params: PyTree = None, *, grad_fn: Any, **extra_args: Any
+        updates: PyTree, state: Any, params: PyTree = None, *, grad_fn: Any = None, **extra_args: Any
     ) -> tuple[PyTree, _Batch]:
         del updates, extra_args
         key, draw = jax.random.split(state.key)
@@ -149,7 +149,13 @@ def sam(
 
     def make(key: Array) -> optax.GradientTransformationExtraArgs:
         def update(
-            updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any, grad_fn: Any, **extra_args: Any
+            updates: PyTree,
+            state: Any,
+            params: PyTree = None,
+            *,
+            value_fn: Any = None,
+            grad_fn: Any = None,
+            **extra_args: Any,
         ) -> tuple[PyTree, Any]:
             del extra_args
             (key, draw), sharpness = jax.random.split(state[0]), state[1]

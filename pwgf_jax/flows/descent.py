@@ -78,20 +78,20 @@ def descent(make: Callable[[Array], optax.GradientTransformation], **extra_args:
     def optimizer(key: Array) -> optax.GradientTransformationExtraArgs:
         inner = optax.with_extra_args_support(make(key))
 
-        def update(updates: PyTree, state: Any, points: PyTree = None, **given: Any) -> tuple[PyTree, Any]:
-            value_fn, grad = given.pop("value_fn"), given.pop("grad")
-            updates, state = inner.update(
-                _first(updates),
-                state,
-                _first(points),
-                grad=_first(grad),
-                value_fn=lambda x: value_fn(jax.tree.map(lambda leaf: leaf[None], x)),
-                **given,
-                **extra_args,
-            )
-            return jax.tree.map(lambda leaf: leaf[None], updates), state
+        def update(
+            updates: PyTree,
+            state: Any,
+            params: PyTree = None,
+            *,
+            grad: PyTree = None,
+            value_fn: Any = None,
+            **given: Any,
+        ) -> tuple[PyTree, Any]:
+            given |= {"grad": _first(grad), "value_fn": lambda x: value_fn(_alone(x))}
+            updates, state = inner.update(_first(updates), state, _first(params), **given, **extra_args)
+            return _alone(updates), state
 
-        return optax.GradientTransformationExtraArgs(lambda points: inner.init(_first(points)), update)
+        return optax.GradientTransformationExtraArgs(lambda params: inner.init(_first(params)), update)
 
     def init(key: Array, F: Functional, mu: Particles) -> FlowState:
         if mu.size != 1:
@@ -116,3 +116,7 @@ def descent(make: Callable[[Array], optax.GradientTransformation], **extra_args:
 
 def _first(points: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[0], points)
+
+
+def _alone(point: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[None], point)
