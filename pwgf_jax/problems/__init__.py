@@ -1,6 +1,17 @@
-"""Test problems of finite dimension whose minima, saddles and spectra are known in closed form."""
+"""Test problems of finite dimension, with what closed forms say of their minima, saddles and spectra."""
 
 from pwgf_jax.problems.base import CriticalPoint, Problem
+from pwgf_jax.problems.imbalanced import (
+    ClassExtremes,
+    class_balanced_weights,
+    class_extremes,
+    cross_entropy,
+    imbalanced_classification,
+    ldam,
+    long_tailed,
+    predict,
+    vector_scaling,
+)
 from pwgf_jax.problems.matrices import (
     asymmetric_factorization,
     deep_linear,
@@ -13,18 +24,27 @@ from pwgf_jax.problems.octopus import octopus
 from pwgf_jax.problems.small import cubic, double_well, leading_eigenvector, quartic
 
 __all__ = [
+    "ClassExtremes",
     "CriticalPoint",
     "Problem",
     "asymmetric_factorization",
     "attention_pca",
+    "class_balanced_weights",
+    "class_extremes",
     "copy_average",
+    "cross_entropy",
     "cubic",
     "deep_linear",
     "double_well",
+    "imbalanced_classification",
+    "ldam",
     "leading_eigenvector",
+    "long_tailed",
     "matrix_sensing",
     "octopus",
     "phase_retrieval",
+    "predict",
     "quartic",
     "symmetric_factorization",
+    "vector_scaling",
 ]

@@ -47,7 +47,7 @@ class Problem:
         value: parameters -> objective.
         init: key -> parameters, where runs start.
         saddles: critical points that are no local minimum.
-        minimum: the global minimum, one of them if there are several.
+        minimum: the global minimum, one of them if there are several; None where none is known, or none is attained.
         local_minima: local minima of higher value.
         components: (parameters, indices (b,)) -> the terms (b,) whose mean over ``size`` is the objective; None if
             it is no finite sum.
@@ -64,7 +64,7 @@ class Problem:
     value: Callable[[PyTree], Float[Array, ""]]
     init: Callable[[Array], PyTree]
     saddles: tuple[CriticalPoint, ...]
-    minimum: CriticalPoint
+    minimum: CriticalPoint | Any  # None is the exception: callers of problems that know theirs need not ask
     local_minima: tuple[CriticalPoint, ...] = ()
     components: Callable[[PyTree, Array], Float[Array, " b"]] | None = None
     size: int | None = None

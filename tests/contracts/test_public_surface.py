@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "measures": set(),
     "kernels": {"measures"},
     "functionals": {"measures", "kernels"},
-    "problems": {"measures", "kernels", "functionals"},
+    "problems": {"measures", "kernels", "functionals", "calculus", "krylov"},
     "calculus": {"measures"},
     "krylov": {"measures", "calculus"},
     "perturbation": {"measures", "kernels", "calculus", "krylov"},
