@@ -218,7 +218,7 @@ def build_objective(config: Config) -> Experiment:
             flows[arm] = descent(method.make, **terms)
             records[arm] = Record(config.record_every, stats, partial(_spent, method))
     _try(flows, problem, keys[0], root / "arms")
-    known = (objective.minimum, *objective.local_minima, *objective.saddles)
+    known = [each for each in (objective.minimum, *objective.local_minima, *objective.saddles) if each is not None]
     facts: dict[str, Any] = {"landmarks": {each.name: float(each.value) for each in known}}
     if stats is not None:
         facts["second_order"] = {"eps": setting.eps, "delta": setting.delta}
