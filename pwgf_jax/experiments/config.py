@@ -192,18 +192,21 @@ def _with_first_problem(document: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _objective(table: dict[str, Any], place: Place) -> Problem:
-    """A function of finitely many parameters: one particle, from where the objective starts."""
-    keys = {"objective": Parameter(str), "options": Parameter(dict, None), "constants": Parameter(dict)}
+    """A function of finitely many parameters: one particle, from where the objective starts or a critical point."""
+    keys = {"objective": Parameter(str), "constants": Parameter(dict)}
+    keys |= {"options": Parameter(dict, None), "start": Parameter(dict, None)}
     values = read(table, keys, place)
     entry = _known(values["objective"], OBJECTIVES, place / "objective")
     options = read(values.get("options", {}), entry.parameters, place / "options")
     constants = read(values["constants"], CONSTANTS, place / "constants")
+    start = {"at": Parameter(str), "scale": Parameter(float, 0.0)}
+    start = read(values["start"], start, place / "start") if "start" in values else {}
     return _make(
         Problem,
         place,
         functional=Call(values["objective"], options),
         particles=1,
-        start=Call("own"),
+        start=Call("own", start),
         same_data=True,
         constants=constants,
     )
@@ -349,7 +352,8 @@ def _document(config: Config) -> dict[str, Any]:
 def _problem_table(problem: Problem) -> dict[str, Any]:
     if problem.is_objective:
         named = {"objective": problem.functional.name, "options": problem.functional.arguments}
-        return named | {"constants": problem.constants}
+        start = {"start": problem.start.arguments} if problem.start.arguments else {}
+        return named | {"constants": problem.constants} | start
     table: dict[str, Any] = {"functional": problem.functional.name, "particles": problem.particles}
     if problem.same_data:
         table["same_data"] = True

@@ -130,7 +130,7 @@ def noisy_sgd(setting: Setting, *, learning_rate: float | None = None, radius: f
     def make(key: Array) -> optax.GradientTransformation:
         return optax.noisy_sgd(rate, eta=length**2 / setting.dimension, gamma=0.0, key=key)
 
-    return Descent(make, _every_step(1))
+    return Descent(make, _every_step(1.0))
 
 
 def sam(
@@ -372,7 +372,7 @@ def cubic_newton(setting: Setting, *, lipschitz: float | None = None, depth: int
     """Newton's method with cubic regularisation M = ρ."""
     constant = setting.hessian_lipschitz if lipschitz is None else lipschitz
     make = lambda key: transforms.cubic_newton(constant, depth=depth, key=key)  # noqa: E731
-    return Descent(make, _every_step(1, min(depth, setting.dimension)))
+    return Descent(make, _every_step(1.0, min(depth, setting.dimension)))
 
 
 def constrained_escape(

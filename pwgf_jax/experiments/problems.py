@@ -41,6 +41,9 @@ from pwgf_jax.experiments.starts import Start
 from pwgf_jax.flows import Flow, FlowState, descent
 from pwgf_jax.functionals import potential
 from pwgf_jax.measures import Particles
+from pwgf_jax.problems import CriticalPoint
+from pwgf_jax.problems import Problem as Objective
+from pwgf_jax.problems.base import around
 from pwgf_jax.solve import Record
 
 __all__ = ["Experiment", "build", "build_objective"]
@@ -199,12 +202,15 @@ def build_objective(config: Config) -> Experiment:
             jax.random.split(keys[0])[0], jnp.dtype(config.dtype), **spec.functional.arguments
         )
     setting = Setting(objective, **(spec.constants or {}))
+    known = [each for each in (objective.minimum, *objective.local_minima, *objective.saddles) if each is not None]
+    with _blamed(root / "problem" / "start"):
+        begin = _start(objective, known, **spec.start.arguments)
     F = potential(objective.value)
     terms = {"components": setting.components, "grad_fn": jax.grad(lambda x, i: jnp.mean(setting.components(x, i)))}
 
     def problem(key: Array) -> tuple[Functional, Particles]:
-        start = objective.init(jax.random.split(key)[1])
-        return F, Particles.uniform(jax.tree.map(lambda leaf: leaf[None], start))
+        x = begin(jax.random.split(key)[1])
+        return F, Particles.uniform(jax.tree.map(lambda leaf: leaf[None], x))
 
     flows: dict[str, Flow] = {}
     records: dict[str, Record] = {}
@@ -218,11 +224,24 @@ def build_objective(config: Config) -> Experiment:
             flows[arm] = descent(method.make, **terms)
             records[arm] = Record(config.record_every, stats, partial(_spent, method))
     _try(flows, problem, keys[0], root / "arms")
-    known = [each for each in (objective.minimum, *objective.local_minima, *objective.saddles) if each is not None]
     facts: dict[str, Any] = {"landmarks": {each.name: float(each.value) for each in known}}
     if stats is not None:
         facts["second_order"] = {"eps": setting.eps, "delta": setting.delta}
     return Experiment(problem, flows, keys, records, None, None, facts)
+
+
+def _start(
+    objective: Objective, known: list[CriticalPoint], at: str | None = None, scale: float = 0.0
+) -> Callable[[Array], Any]:
+    """Where runs start: the objective's own law, or about a critical point."""
+    if at is None:
+        return objective.init
+    if scale < 0:
+        raise ValueError(f"scale = {scale}; give a non-negative number.")
+    points = {each.name: each.point for each in known}
+    if at not in points:
+        raise ValueError(f'at = "{at}"; {suggestion(at, points)}')
+    return around(points[at], scale)
 
 
 def _flow(call: Method) -> Flow:

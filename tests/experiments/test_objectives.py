@@ -1,0 +1,210 @@
+"""Experiments on functions of finitely many parameters: what methods spend, where they arrive, what is refused."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pwgf_jax import Particles, functionals, problems, run
+from pwgf_jax.experiments import ConfigError, build, dump, load
+from pwgf_jax.experiments.certification import certify_run
+from pwgf_jax.experiments.cli import main
+from pwgf_jax.experiments.config import parse, unfold
+from pwgf_jax.experiments.descents import DESCENTS
+from pwgf_jax.experiments.folder import open_run
+from pwgf_jax.experiments.objectives import OBJECTIVES, Setting
+from pwgf_jax.experiments.registry import OBJECTIVES as ENTRIES
+from pwgf_jax.flows import descent
+from pwgf_jax.solve import Record
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
+SHIPPED = [path for path in CONFIGS if "\nobjective = " in path.read_text(encoding="utf-8")]
+CONSTANTS = {"smoothness": 2.0, "hessian_lipschitz": 6.0, "eps": 1e-3, "delta": 0.3}
+OPTIONS = {
+    "octopus": {"dimension": 3},
+    "double_well": {"dimension": 3},
+    "quartic": {"dimension": 3},
+    "cubic": {"eigenvalues": [-1.0, 1.5]},
+    "leading_eigenvector": {"samples": 12, "eigenvalues": [2.0, 1.0]},
+    "symmetric_factorization": {"eigenvalues": [3.0, 2.0, 1.0], "rank": 1},
+    "asymmetric_factorization": {"singular_values": [2.0, 1.0], "rank": 1},
+    "deep_linear": {"singular_values": [2.0, 1.0], "depth": 2},
+    "phase_retrieval": {"dimension": 3},
+    "matrix_sensing": {"dimension": 2, "rank": 1, "measurements": 9},
+    "copy_average": {"teachers": 3, "students": 2},
+    "attention_pca": {"eigenvalues": [2.0, 1.0]},
+}
+ARGUMENTS = {"adam": {"learning_rate": 0.01}, "sam": {"radius": 0.05}, "compressed_sgd": {"k": 1}}
+
+
+def document(objective="double_well", arms=None, **tables):
+    table = {"objective": objective, "options": OPTIONS.get(objective, {}), "constants": CONSTANTS}
+    arms = arms or {"pgd": {"transform": "pgd"}}
+    return {"name": "a", "steps": 40, "record_every": 10, "dtype": "float64", "problem": table, "arms": arms} | tables
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name in OPTIONS])
+def test_every_objective_starts_where_it_says_and_knows_its_values(name):
+    experiment = build(parse(document(name)))
+    F, mu = experiment.problem(experiment.keys[0])
+    assert mu.size == 1 and np.isfinite(F(mu))
+    for point in ENTRIES[name].make(jax.random.split(experiment.keys[0])[0], jnp.float64, **OPTIONS[name]).saddles:
+        assert experiment.facts["landmarks"][point.name] == pytest.approx(float(point.value))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.slow
+def test_every_shipped_objective_can_be_made(path):
+    for part in unfold(load(path, ["seeds=1"])):
+        assert set(build(part.config).flows) == set(part.config.arms)
+
+
+def calls_of(name, steps, problem, **arguments):
+    """How often a method calls the objective, counted where it is called, beside what it says it spent."""
+    count = {"calls": 0}
+
+    def called():
+        count["calls"] += 1
+
+    def value(x):
+        jax.debug.callback(called)
+        return problem.value(x)
+
+    counted = problems.Problem(value, problem.init, problem.saddles, problem.minimum)
+    method = DESCENTS[name](Setting(counted, **CONSTANTS), **(ARGUMENTS.get(name, {}) | arguments))
+    record = Record(
+        every=steps, state_stats=lambda state: dict(zip("gpv", method.spent(state.step, state.optimizer.state)))
+    )
+    start = Particles.uniform(problem.init(jax.random.key(1))[None])
+    solution = run(descent(method.make), functionals.potential(value), start, jax.random.key(0), steps, record)
+    jax.effects_barrier()
+    # The flow itself evaluates the start and the end of every step, for its records.
+    return count["calls"] - (steps + 1), {name: float(solution.records[name][-1]) for name in "gpv"}
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("sgd", lambda g, p, v: 0),
+        ("sam", lambda g, p, v: g / 2),  # the flow's gradient is one of the two
+        ("dimer", lambda g, p, v: g - 20),
+        ("negative_curvature_descent", lambda g, p, v: g - 20),
+        ("zeroth_order_descent", lambda g, p, v: v),
+        ("cubic_newton", lambda g, p, v: 20),  # linearised once a step, for all products
+    ],
+)
+def test_what_methods_say_they_spend_is_what_they_call(name, extra):
+    calls, spent = calls_of(name, 20, problems.double_well(3, scale=0.1, dtype=jnp.float64))
+    assert calls == extra(**spent)
+    products = {"cubic_newton": 20 * 3}
+    assert spent["p"] == products.get(name, 0)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("objective")
+    config = folder / "two.toml"
+    text = """\
+# Two objectives.
+name = "two"
+seeds = 2
+steps = 120
+record_every = 10
+dtype = "float64"
+
+[arms.sgd]
+transform = "sgd"
+
+[arms.pgd]
+transform = "pgd"
+
+[vary]
+key = "problem"
+
+[vary.values.well]
+objective = "double_well"
+options = { dimension = 3 }
+constants = { smoothness = 2.0, hessian_lipschitz = 6.0, eps = 1e-3, delta = 0.3 }
+
+[vary.values.pair]
+objective = "copy_average"
+options = { teachers = 3, students = 2 }
+constants = { smoothness = 9.0, hessian_lipschitz = 7.0, eps = 1e-3, delta = 0.01 }
+start = { at = "1+2", scale = 1e-3 }
+"""
+    config.write_text(text, encoding="utf-8")
+    assert main(["run", str(config), "--out", str(folder / "run"), "--quiet"]) == 0
+    return folder / "run"
+
+
+@pytest.mark.slow
+def test_a_run_over_objectives_says_who_arrives_where(finished, capsys):
+    arms = open_run(finished).arms()
+    assert list(arms) == ["sgd-well", "pgd-well", "sgd-pair", "pgd-pair"]
+    assert arms["sgd-well"].records["curvature"][0, -1] == pytest.approx(-1)
+    assert arms["pgd-well"].records["curvature"][0, -1] == pytest.approx(1, abs=1e-4)
+    np.testing.assert_array_equal(
+        arms["pgd-well"].records["gradients"][0], arms["pgd-well"].records["step"].clip(0, 120)
+    )
+    summary = (finished / "summary.md").read_text(encoding="utf-8")
+    assert "| sgd                          | not reached" in summary
+    assert "| sgd          | 2 origin | 2 1+2" in summary
+    assert "| pgd          | 2 well" in summary
+    files = {"figure.png", "figure-well.png", "figure-pair.png"}
+    assert files <= {path.name for path in finished.iterdir()}
+    certified = {(each.arm, each.seed): each.certificate.verdict.name for each in certify_run(open_run(finished))}
+    assert certified["sgd-well", 0] == "saddle"
+    assert certified["pgd-well", 1] == "second_order_stationary"
+    assert json.loads((finished / "run.json").read_text())["arms"]["sgd-pair"]["varied"]["value"] == "pair"
+
+
+def test_an_objective_survives_being_written_and_read():
+    table = {"key": "problem", "values": {name: document(name)["problem"] for name in ("octopus", "cubic")}}
+    config = parse(document(vary=table))
+    assert parse(json.loads(json.dumps(tomled(config)))) == config
+    assert [part.value for part in unfold(config)] == ["octopus", "cubic"]
+    without = {key: value for key, value in document(vary=table).items() if key != "problem"}
+    assert parse(without).problem.functional.name == "octopus"  # the first stands for the rest
+
+
+def tomled(config):
+    import tomllib
+
+    return tomllib.loads(dump(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"problem": {"objective": "octopos", "constants": CONSTANTS}}, "problem.objective: .*; did you mean octopus"),
+        ({"problem": {"objective": "octopus"}}, "missing key problem.constants"),
+        (
+            {"problem": document()["problem"] | {"constants": CONSTANTS | {"rho": 1.0}}},
+            "unknown key problem.constants.rho",
+        ),
+        (
+            {"problem": document()["problem"] | {"constants": CONSTANTS | {"eps": 0.0}}},
+            "constants.eps = 0.0; give a pos",
+        ),
+        ({"problem": document()["problem"] | {"particles": 3}}, "unknown key problem.particles"),
+        ({"problem": document()["problem"] | {"start": {"at": "orign"}}}, 'at = "orign"; .*did you mean origin'),
+        ({"problem": document()["problem"] | {"start": {"at": "origin", "scale": -1.0}}}, "scale = -1.0"),
+        ({"problem": document()["problem"] | {"options": {"dimension": 0}}}, "problem.options: .*dimension"),
+        ({"arms": {"a": {"transform": "pdg"}}}, "arms.a.transform: .*; did you mean pgd"),
+        ({"arms": {"a": {"transform": "sgd", "batch": 3}}}, "arms.a: batch = 3; the objective has 1 terms"),
+        ({"arms": {"a": {"transform": "sam"}}}, "missing key arms.a.radius"),
+        ({"vary": {"key": "problem", "values": {}}}, "give a list of values, or tables by name"),
+        ({"vary": {"key": "problem", "values": {"a": 3}}}, "give a list of values, or tables by name"),
+    ],
+)
+def test_what_is_wrong_is_said(change, message):
+    with pytest.raises(ConfigError, match=message):
+        build(parse(document() | change))
+
+
+def test_a_transform_needs_an_objective(tiny):
+    with pytest.raises(ConfigError, match='arms.static: transform = "pgd" is for an objective'):
+        build(load(tiny, ['arms.static={transform="pgd"}']))
