@@ -8,7 +8,7 @@ from pwgf_jax.problems.matrices import (
     phase_retrieval,
     symmetric_factorization,
 )
-from pwgf_jax.problems.networks import attention_pca, copy_average
+from pwgf_jax.problems.networks import attention_pca, copy_average, spiked_wishart_prompts
 from pwgf_jax.problems.octopus import octopus
 from pwgf_jax.problems.small import cubic, double_well, leading_eigenvector, quartic
 
@@ -26,5 +26,6 @@ __all__ = [
     "octopus",
     "phase_retrieval",
     "quartic",
+    "spiked_wishart_prompts",
     "symmetric_factorization",
 ]

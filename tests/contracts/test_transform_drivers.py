@@ -90,9 +90,10 @@ def test_an_injected_number_is_the_number_and_changing_it_compiles_nothing(name)
     """As a wrapped factory: what gives shapes, and the key, stays as it is."""
     make, first, second = BY_NUMBER[name]
     transform = optax.inject_hyperparams(lambda number: make(number))(number=first)
-    injected, x = jax.jit(lambda x, state: one(transform, x, state)), near_the_saddle(jnp.float64)
+    injected: Any = jax.jit(lambda x, state: one(transform, x, state))
+    x = near_the_saddle(jnp.float64)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
-        state = transform.init(x)
+        state: Any = transform.init(x)
         ends = []
         for number in (first, second):
             state.hyperparams["number"] = jnp.asarray(number)
@@ -114,7 +115,7 @@ BY_RATE: dict[str, Any] = {
 }
 
 
-@some({"pgd"}, BY_RATE)
+@some({"compressed sgd"}, BY_RATE)
 def test_far_from_saddles_a_schedule_is_that_of_gradient_descent(name):
     """Whole batches, nothing lost in compression: the three are x ← x − η_t ∇f."""
     x = jax.tree.map(lambda leaf: leaf + 0.5, near_the_saddle(jnp.float64))
@@ -132,6 +133,7 @@ def test_far_from_saddles_a_schedule_is_that_of_gradient_descent(name):
             np.testing.assert_allclose(path[leaf][t], expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_adam_is_adam_until_the_jump_and_the_jump_is_its_own_update():
     trigger = gradient_trigger(eps=0.06, k_thres=3, f_thres=0.0)
     adam = optax.adam(optax.constant_schedule(0.1))
@@ -167,8 +169,8 @@ def ends(spread):
         mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("parameters",))
         x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("parameters")))
     found = {}
-    for name, make in TRANSFORMS.items():
-        transform, end = make(), x
+    for name in TRANSFORMS.keys() - {"zo sgd", "zo scsg"}:  # the third of them does what they do
+        transform, end = TRANSFORMS[name](), x
         step = jax.jit(lambda x, state, transform=transform: one(transform, x, state))
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
             state = transform.init(end)
