@@ -175,6 +175,7 @@ def test_spiked_prompts_with_one_direction_are_those_of_its_covariance(key):
     np.testing.assert_allclose([population.value(v) for v in across], population.saddles[1].value, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_spiked_prompts_with_a_direction_each_show_no_direction(key):
     # where the closed form has to be that of one covariance: no spike, or one dimension
     for theta, d in ((0.0, 3), (1.5, 1)):
