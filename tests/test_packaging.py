@@ -80,7 +80,7 @@ def test_the_licence_is_apache_2():
 
 
 def test_importing_the_library_needs_run_time_dependencies_only():
-    optional = "beartype chex diffrax hypothesis matfree matplotlib pytest sklearn tqdm".split()
+    optional = "beartype chex diffrax hypothesis matfree matplotlib optimistix pytest sklearn tqdm".split()
     program = f"import sys; sys.modules.update(dict.fromkeys({optional})); import pwgf_jax"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

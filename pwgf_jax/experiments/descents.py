@@ -54,7 +54,7 @@ class Descent(NamedTuple):
     spent: Callable[[Any, PyTree], Spent]
 
 
-def _every_step(gradients: float, products: float = 0.0) -> Callable[[Any, PyTree], Spent]:
+def _every_step(gradients: float, products: int = 0) -> Callable[[Any, PyTree], Spent]:
     return lambda steps, state: Spent(gradients * steps, products * steps)
 
 
@@ -174,9 +174,7 @@ def sam(
     return Descent(make, _every_step(2 * _share(setting, batch)))
 
 
-def _jumping(
-    setting: Setting, noise: Any, window: int | None, base: Any, *, step: float = 0.0, jump: float = 0.0
-) -> Descent:
+def _jumping(setting: Setting, noise: Any, window: int | None, base: Any, *, step: int = 0, jump: int = 0) -> Descent:
     trigger = transforms.gradient_trigger(
         eps=setting.eps, k_thres=window or _window(setting), f_thres=_decrease(setting)
     )
@@ -208,7 +206,7 @@ def hessian_guided(
     """The same with Hessian-guided noise Hz, of the length that ball noise would have where the Hessian is ℓ."""
     length = setting.escape / 10 if radius is None else radius
     noise = transforms.hessian_product_noise(length / (setting.smoothness * math.sqrt(setting.dimension)))
-    return _jumping(setting, noise, window, optax.sgd(_rate(setting, learning_rate)), jump=1.0)
+    return _jumping(setting, noise, window, optax.sgd(_rate(setting, learning_rate)), jump=1)
 
 
 def ssrgd(

@@ -273,8 +273,7 @@ def _least_curvature(value: Callable[[Any], Array], F: Functional, mu: Particles
 def _spent(method: Descent, state: FlowState) -> dict[str, Array]:
     """What a method has used so far, bits included if it counts them."""
     inner = state.optimizer.state
-    with jax.numpy_dtype_promotion("standard"):  # steps are whole, shares of a batch are not
-        spent = method.spent(state.step, inner)._asdict()
+    spent = method.spent(state.step.astype(float), inner)._asdict()  # shares of a batch are not whole
     bits = optax.tree.get_all_with_path(inner, "bits")
     return {name: jnp.asarray(count, float) for name, count in spent.items()} | ({"bits": bits[0][1]} if bits else {})
 

@@ -19,7 +19,7 @@ from pwgf_jax.problems.matrices import (
     phase_retrieval,
     symmetric_factorization,
 )
-from pwgf_jax.problems.networks import attention_pca, copy_average
+from pwgf_jax.problems.networks import attention_pca, copy_average, spiked_wishart_prompts
 from pwgf_jax.problems.octopus import octopus
 from pwgf_jax.problems.small import cubic, double_well, leading_eigenvector, quartic
 
@@ -45,6 +45,7 @@ __all__ = [
     "phase_retrieval",
     "predict",
     "quartic",
+    "spiked_wishart_prompts",
     "symmetric_factorization",
     "vector_scaling",
 ]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from pwgf_jax.problems.base import CriticalPoint, Problem
 
-__all__ = ["attention_pca", "copy_average"]
+__all__ = ["attention_pca", "copy_average", "spiked_wishart_prompts"]
 
 
 def _partitions(total: int, parts: int, least: int = 1) -> Iterator[tuple[int, ...]]:
@@ -164,11 +164,12 @@ def attention_pca(
       :math:`R_\ell=\mathrm{tr}\Sigma-\frac2\ell(q\,\mathrm{tr}\Sigma+(\ell+1)p)+\frac{\ell+2}{\ell^2}(q^2\mathrm{tr}\Sigma+(\ell+3)qp)`,
       critical along the same eigenvectors;
     * given ``prompts``: the mean over these, either head, a finite sum; its critical points are those of the
-      population only in the limit, so that none but the origin is listed.
+      population only in the limit, so that none but the origin is listed, and as minimum that of the population: at
+      the prompts' own length for the linear head, at an infinite one for the softmax head.
 
     Args:
         covariance: Σ, positive definite, distinct eigenvalues.
-        prompt: ℓ; None for an infinite prompt.
+        prompt: ℓ; None for an infinite prompt, or for that of ``prompts``.
         head: ``"linear"``, or ``"softmax"``, which has a closed form for an infinite prompt (the same).
         prompts: tokens to average over instead of a closed form, shape (b, ℓ, d), the query first.
         scale: standard deviation of the start about 0.
@@ -177,8 +178,8 @@ def attention_pca(
         The problem; the minimum is the leading eigenvector, up to its sign.
 
     Raises:
-        ValueError: if Σ is not positive definite, the head unknown, or a softmax head asked for at finite ℓ
-            without prompts.
+        ValueError: if Σ is not positive definite, the head unknown, a softmax head asked for at finite ℓ
+            without prompts, or ℓ or d is not that of the prompts.
 
     Example:
         >>> import jax.numpy as jnp
@@ -201,6 +202,14 @@ def attention_pca(
         )
     if prompt is not None and prompt < 1:
         raise ValueError(f"attention_pca: prompt={prompt}; give at least one token, or None for infinitely many.")
+    if prompts is not None:
+        shape = jnp.shape(prompts)
+        if shape[2] != sigma.shape[0] or prompt not in (None, shape[1]):
+            raise ValueError(
+                f"attention_pca: prompts of shape {shape} with prompt={prompt} and a covariance of shape "
+                f"{sigma.shape}; give prompts of shape (b, prompt, d)."
+            )
+        prompt = shape[1] if head == "linear" else None
     values, vectors = np.linalg.eigh(sigma)
     values, vectors = values[::-1], vectors[:, ::-1]
     S, total = jnp.asarray(covariance), float(values.sum())
@@ -252,3 +261,85 @@ def attention_pca(
     spectrum = np.sort(curvatures(0.0, None))
     origin = CriticalPoint("origin", zero, total, spectrum[0], spectrum)
     return Problem(risk, init, (origin, *(at(i) for i in range(1, values.size))), at(0))
+
+
+def spiked_wishart_prompts(
+    key: Array,
+    prompts: int,
+    tokens: int,
+    dimension: int,
+    spike: float,
+    *,
+    direction: Float[Array, " d"] | None = None,
+    dtype: Any = jnp.float32,
+) -> Float[Array, "b l d"]:
+    r"""Prompts of Gaussian tokens with one direction of larger variance, N(0, I + θwwᵀ), for :func:`attention_pca`.
+
+    Their Gram matrices are spiked Wishart matrices. What a head of rank one can learn from them depends on w:
+
+    * one ``direction`` for all prompts: the population is that of ``attention_pca(I + θwwᵀ, prompt=ℓ)``, with minima at
+      ±w up to the length; all directions orthogonal to w have the same risk, so that w is all there is to identify;
+    * one for each prompt, uniform on the sphere: the risk of u depends on :math:`r=|u|^2` only, and nothing of w is
+      identifiable. Given w, it is that of ``attention_pca`` with :math:`q=r+\theta s`, :math:`p=r+\kappa s`,
+      :math:`s=(u\cdot w)^2`, :math:`\kappa=2\theta+\theta^2`; with :math:`\mathbb Es=r/d` and
+      :math:`\mathbb Es^2=3r^2/d(d+2)`,
+
+      .. math:: R_\ell=T-2Ar+Br^2,\quad T=d+\theta,\quad
+          A=\tfrac1\ell\bigl(T(1+\tfrac\theta d)+(\ell+1)(1+\tfrac\kappa d)\bigr),
+
+      .. math:: B=\tfrac{\ell+2}{\ell^2}\Bigl(T\bigl(1+\tfrac{2\theta}d+\tfrac{3\theta^2}{d(d+2)}\bigr)
+          +(\ell+3)\bigl(1+\tfrac{\theta+\kappa}d+\tfrac{3\theta\kappa}{d(d+2)}\bigr)\Bigr),
+
+      whose minima are the sphere :math:`|u|^2=A/B`, at :math:`T-A^2/B`. The tokens of all prompts together have the
+      covariance (1 + θ/d) I, but they are no Gaussians of that covariance: its minimum, which ``attention_pca`` would
+      list, is not the one of these prompts.
+
+    Args:
+        key: typed random key.
+        prompts: b.
+        tokens: ℓ, of a prompt, the query first.
+        dimension: d.
+        spike: θ ≥ 0.
+        direction: w, of any length but zero, for all prompts; None draws one for each.
+        dtype: of the tokens.
+
+    Returns:
+        The tokens, shape (b, ℓ, d).
+
+    Raises:
+        ValueError: if a size is below one, the spike is negative, or the direction has another shape or length zero.
+        TypeError: if the key is no typed key.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> w = jnp.array([1.0, 0.0, 0.0], "float32")
+        >>> X = spiked_wishart_prompts(jax.random.key(0), 500, 8, 3, 3.0, direction=w)
+        >>> problem = attention_pca(jnp.eye(3, dtype="float32") + 3 * jnp.outer(w, w), prompts=X)
+        >>> problem.size, bool(problem.value(problem.minimum.point) < problem.saddles[0].value)
+        (500, True)
+
+    References:
+        Maulen-Soto, Boyer, arXiv:2605.18315; the risk for random w is ours, and is derived in the tests.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"spiked_wishart_prompts: key is a {key.dtype} array; make one with jax.random.key(seed).")
+    if min(prompts, tokens, dimension) < 1:
+        raise ValueError(
+            f"spiked_wishart_prompts: prompts={prompts}, tokens={tokens}, dimension={dimension}; "
+            "give at least one of each."
+        )
+    if not 0 <= spike < math.inf:
+        raise ValueError(f"spiked_wishart_prompts: spike={spike}; give zero or a positive number.")
+    if direction is not None and (direction.shape != (dimension,) or not np.any(np.asarray(direction))):
+        raise ValueError(
+            f"spiked_wishart_prompts: direction={direction} for dimension={dimension}; give a vector of that size, "
+            "and not zero."
+        )
+    white_key, spike_key, direction_key = jax.random.split(key, 3)
+    white = jax.random.normal(white_key, (prompts, tokens, dimension), dtype)
+    along = jax.random.normal(spike_key, (prompts, tokens, 1), dtype)
+    if direction is None:
+        w = jax.random.normal(direction_key, (prompts, 1, dimension), dtype)
+    else:
+        w = jnp.asarray(direction, dtype)[None, None, :]
+    return white + math.sqrt(spike) * along * (w / jnp.linalg.norm(w, axis=-1, keepdims=True))

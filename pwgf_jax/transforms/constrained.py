@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax.krylov import check_key
-from pwgf_jax.transforms.perturb import needed
+from pwgf_jax.transforms.perturb import _positive, _ravel, needed
 
 __all__ = ["ConstrainedState", "Domain", "ball", "box", "constrained_escape", "polytope", "simplex"]
 
@@ -54,15 +53,10 @@ def _unit(x: Array) -> tuple[Array, Array]:
 
 
 def _vector(name: str, given: PyTree, x: Array) -> Array:
-    flat = ravel_pytree(given)[0].astype(x.dtype)
+    flat = _ravel(given)[0].astype(x.dtype)
     if flat.size not in (1, x.size):
         raise ValueError(f"{name} has {flat.size} numbers for {x.size} parameters; give one, or as many.")
     return jnp.broadcast_to(flat, x.shape)
-
-
-def _positive(name: str, number: float) -> None:
-    if not 0 < number < math.inf:
-        raise ValueError(f"{name}={number}; give a positive number.")
 
 
 def ball(radius: float, center: PyTree = 0.0) -> Domain:
@@ -226,7 +220,7 @@ def box(lower: PyTree, upper: PyTree) -> Domain:
         >>> box(-1.0, 2.0).oracle(jnp.array([1.0, -1.0])).tolist()
         [-1.0, 2.0]
     """
-    low, high = (np.asarray(ravel_pytree(each)[0]) for each in (lower, upper))
+    low, high = (np.asarray(_ravel(each)[0]) for each in (lower, upper))
     if low.size != high.size and 1 not in (low.size, high.size):
         raise ValueError(f"box: lower has {low.size} numbers and upper {high.size}; give one, or as many.")
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
@@ -332,10 +326,10 @@ class ConstrainedState(NamedTuple):
 def constrained_escape(
     domain: Domain,
     *,
-    smoothness: float,
-    hessian_lipschitz: float,
-    eps: float,
-    gamma: float,
+    smoothness: float | Array,
+    hessian_lipschitz: float | Array,
+    eps: float | Array,
+    gamma: float | Array,
     first_order: str = "projected",
     key: Array,
 ) -> optax.GradientTransformationExtraArgs:
@@ -400,7 +394,7 @@ def constrained_escape(
         raise ValueError('constrained_escape: the domain has no projection; choose first_order="frank_wolfe".')
 
     def init(params: PyTree) -> ConstrainedState:
-        zero = jnp.zeros((), ravel_pytree(params)[0].dtype)
+        zero = jnp.zeros((), _ravel(params)[0].dtype)
         return ConstrainedState(key, zero + jnp.inf, zero, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
     def update(
@@ -408,8 +402,8 @@ def constrained_escape(
     ) -> tuple[PyTree, ConstrainedState]:
         del extra_args
         needed("constrained_escape", params=params, value_fn=value_fn)
-        x, unravel = ravel_pytree(params)
-        g = ravel_pytree(updates)[0].astype(x.dtype)
+        x, unravel = _ravel(params)
+        g = _ravel(updates)[0].astype(x.dtype)
         next_key, search_key = jax.random.split(state.key)
         with jax.default_matmul_precision("highest"):
             toward = domain.oracle(g) - x

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax.krylov import check_key
-from pwgf_jax.transforms.perturb import _norm, needed
+from pwgf_jax.transforms.perturb import _dtype, _norm, _positive, _ravel, needed
 
 __all__ = [
     "NegativeCurvature",
@@ -26,13 +25,12 @@ __all__ = [
 ]
 
 
-def _check_positive(caller: str, **numbers: float) -> None:
+def _check_positive(caller: str, **numbers: float | Array) -> None:
     for name, number in numbers.items():
-        if not 0 < number < math.inf:
-            raise ValueError(f"{caller}: {name}={number}; give a positive number.")
+        _positive(f"{caller}: {name}", number)
 
 
-def coordinate_gradient(value_fn: Callable[[PyTree], Array], params: PyTree, mu: float) -> PyTree:
+def coordinate_gradient(value_fn: Callable[[PyTree], Array], params: PyTree, mu: float | Array) -> PyTree:
     r"""The gradient by central differences along the coordinates, 2d function queries.
 
     :math:`\hat g=\sum_i\frac{f(x+\mu e_i)-f(x-\mu e_i)}{2\mu}e_i`, with
@@ -58,7 +56,7 @@ def coordinate_gradient(value_fn: Callable[[PyTree], Array], params: PyTree, mu:
         Zhang, Xiong, Gu, arXiv:2210.01496, Sec. 3.
     """
     _check_positive("coordinate_gradient", mu=mu)
-    flat, unravel = ravel_pytree(params)
+    flat, unravel = _ravel(params)
 
     def slope(i: Array) -> Array:
         ahead, behind = (value_fn(unravel(flat.at[i].add(step))) for step in (mu, -mu))
@@ -68,7 +66,7 @@ def coordinate_gradient(value_fn: Callable[[PyTree], Array], params: PyTree, mu:
 
 
 def gaussian_gradient(
-    key: Array, value_fn: Callable[[PyTree], Array], params: PyTree, mu: float, samples: int
+    key: Array, value_fn: Callable[[PyTree], Array], params: PyTree, mu: float | Array, samples: int
 ) -> PyTree:
     r"""The gradient by differences along random directions, :math:`\frac1s\sum\frac{f(x+\mu z)-f(x-\mu z)}{2\mu}z`.
 
@@ -99,7 +97,7 @@ def gaussian_gradient(
     _check_positive("gaussian_gradient", mu=mu)
     if samples < 1:
         raise ValueError(f"gaussian_gradient: samples={samples}; give at least one direction.")
-    flat, unravel = ravel_pytree(params)
+    flat, unravel = _ravel(params)
 
     def one(key: Array) -> Array:
         z = jax.random.normal(key, flat.shape, flat.dtype)
@@ -113,9 +111,9 @@ class NegativeCurvature(NamedTuple):
     """What a search for negative curvature found.
 
     Args:
-        found: whether ``curvature`` is below −δ/2.
+        found: whether ``curvature`` is at most what the search accepts: −δ/2, or −3δ/4 on a sample.
         direction: a unit vector, structured like the parameters.
-        curvature: v·Hv along it by a difference of gradients; above −δ/2, it is only the best seen.
+        curvature: v·Hv along it by a difference of gradients; where nothing is found, only the best seen.
         gradients: gradient evaluations spent, int32.
 
     Example:
@@ -136,9 +134,9 @@ def negative_curvature(
     params: PyTree,
     key: Array,
     *,
-    smoothness: float,
-    delta: float,
-    radius: float = 1e-3,
+    smoothness: float | Array,
+    delta: float | Array,
+    radius: float | Array = 1e-3,
     steps: int | None = None,
 ) -> NegativeCurvature:
     r"""A direction of negative curvature from differences of gradients, by Chebyshev's recurrence (Neon2).
@@ -178,18 +176,18 @@ def negative_curvature(
     """
     check_key(key, "negative_curvature")
     _check_positive("negative_curvature", smoothness=smoothness, delta=delta, radius=radius)
-    flat, unravel = ravel_pytree(params)
+    flat, unravel = _ravel(params)
     if steps is None:
         steps = math.ceil(8 * math.sqrt(smoothness / delta) + math.log(flat.size))
     if steps < 1:
         raise ValueError(f"negative_curvature: steps={steps}; give at least one.")
-    here = ravel_pytree(gradient(params))[0].astype(flat.dtype)
+    here = _ravel(gradient(params))[0].astype(flat.dtype)
 
     def product(v: Array) -> Array:
         """H v by a difference over the radius along v, which is of any length."""
         length = jnp.linalg.norm(v)
         step = radius / jnp.where(length > 0, length, 1)
-        ahead = ravel_pytree(gradient(unravel(flat + step * v)))[0].astype(flat.dtype)
+        ahead = _ravel(gradient(unravel(flat + step * v)))[0].astype(flat.dtype)
         return (ahead - here) / step
 
     def mapped(v: Array) -> Array:
@@ -236,12 +234,12 @@ class NegativeCurvatureState(NamedTuple):
 
 def negative_curvature_descent(
     *,
-    smoothness: float,
-    hessian_lipschitz: float,
-    eps: float,
-    delta: float,
+    smoothness: float | Array,
+    hessian_lipschitz: float | Array,
+    eps: float | Array,
+    delta: float | Array,
     key: Array,
-    radius: float = 1e-3,
+    radius: float | Array = 1e-3,
     steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradient steps, and where the gradient is small a step along negative curvature, or the end.
@@ -313,9 +311,8 @@ def negative_curvature_descent(
 
 def _state(key: Array) -> Any:
     def init(params: PyTree) -> NegativeCurvatureState:
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        no = jnp.zeros((), bool)
-        return NegativeCurvatureState(key, jnp.zeros((), jnp.int32), jnp.full((), jnp.inf, dtype), no)
+        curvature = jnp.full((), jnp.inf, _dtype(params))
+        return NegativeCurvatureState(key, jnp.zeros((), jnp.int32), curvature, jnp.zeros((), bool))
 
     return init
 
@@ -326,18 +323,18 @@ def _escape(
     params: PyTree,
     search: Callable[[Array], NegativeCurvature],
     small: Array,
-    rate: float,
-    length: float,
+    rate: float | Array,
+    length: float | Array,
     queries: Any,
 ) -> tuple[PyTree, NegativeCurvatureState]:
     """A step of size ``rate`` along the gradient; where it is small, ``length`` along negative curvature or the end."""
-    g, unravel = ravel_pytree(gradient)
+    g, unravel = _ravel(gradient)
     next_key, search_key, sign_key = jax.random.split(state.key, 3)
     looks = small & ~state.stopped
 
     def look(_: Any) -> tuple[Array, Array, Array, Array]:
         seen = search(search_key)
-        v = ravel_pytree(seen.direction)[0].astype(g.dtype)
+        v = _ravel(seen.direction)[0].astype(g.dtype)
         slope = g @ v
         flip = jnp.where(slope == 0, jax.random.rademacher(sign_key, (), g.dtype), -jnp.sign(slope))
         jump = jnp.where(seen.found, length * flip * v, 0)
@@ -355,13 +352,13 @@ def _escape(
 
 def zeroth_order_descent(
     *,
-    smoothness: float,
-    hessian_lipschitz: float,
-    eps: float,
-    delta: float,
+    smoothness: float | Array,
+    hessian_lipschitz: float | Array,
+    eps: float | Array,
+    delta: float | Array,
     key: Array,
-    mu: float | None = None,
-    radius: float = 1e-2,
+    mu: float | Array | None = None,
+    radius: float | Array = 1e-2,
     steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""ZO-GD-NCF: the same with function values alone.
@@ -418,7 +415,7 @@ def zeroth_order_descent(
     ) -> tuple[PyTree, NegativeCurvatureState]:
         del extra_args, updates
         needed("zeroth_order_descent", params=params, value_fn=value_fn)
-        flat = ravel_pytree(params)[0]
+        flat = _ravel(params)[0]
         width = float(jnp.finfo(flat.dtype).eps) ** (1 / 3) if mu is None else mu
 
         def estimate(x: PyTree) -> PyTree:

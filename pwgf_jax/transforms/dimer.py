@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
 from pwgf_jax.krylov import check_key
-from pwgf_jax.transforms.perturb import needed
+from pwgf_jax.transforms.perturb import _norm, _positive, needed
 
 __all__ = ["DimerState", "dimer"]
 
@@ -41,18 +42,19 @@ def _plus(tree: PyTree, factor: Any, direction: PyTree) -> PyTree:
 
 
 def _dot(a: PyTree, b: PyTree) -> Array:
-    return jnp.asarray(optax.tree.vdot(a, b))
+    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
+        return jnp.asarray(optax.tree.vdot(a, b))
 
 
 def dimer(
     *,
-    separation: float,
-    rotation_rate: float,
+    separation: float | Array,
+    rotation_rate: float | Array,
     every: int,
     mode: str = "repel",
-    strength: float,
-    kick: float = 0.0,
-    tolerance: float = 0.0,
+    strength: float | Array,
+    kick: float | Array = 0.0,
+    tolerance: float | Array = 0.0,
     key: Array,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Change the gradient g along a direction N of least curvature, at one extra gradient every few updates.
@@ -115,9 +117,10 @@ def dimer(
     if mode not in ("repel", "translate", "as_published"):
         raise ValueError(f'dimer: mode={mode!r}; choose "repel", "translate" or "as_published".')
     for name, number in {"separation": separation, "rotation_rate": rotation_rate, "strength": strength}.items():
-        if not 0 < number < math.inf:
-            raise ValueError(f"dimer: {name}={number}; give a positive number.")
+        _positive(f"dimer: {name}", number)
     for name, number in {"kick": kick, "tolerance": tolerance}.items():
+        if isinstance(number, Tracer):
+            continue
         if not 0 <= number < math.inf:
             raise ValueError(f"dimer: {name}={number}; give zero or a positive number.")
         if number > 0 and mode != "repel":
@@ -128,7 +131,7 @@ def dimer(
 
     def init(params: PyTree) -> DimerState:
         drawn = optax.tree.random_like(key, params, jax.random.normal)
-        length = optax.tree.norm(drawn)
+        length = _norm(drawn)
         direction = jax.tree.map(lambda leaf: leaf / length.astype(leaf.dtype), drawn)
         return DimerState(direction, jnp.zeros_like(length), jnp.zeros((), jnp.int32))
 
@@ -144,7 +147,7 @@ def dimer(
             change = jax.tree.map(lambda a, g, n: (a - g.astype(a.dtype)).astype(n.dtype), ahead, updates, direction)
             along = _dot(change, direction)
             turned = _plus(direction, rate, _plus(change, -along, direction))
-            length = optax.tree.norm(turned)
+            length = _norm(turned)
             usable = jnp.isfinite(length) & (length > 0)  # one gradient that overflows must not cost the direction
             turned = jax.tree.map(lambda t, n: jnp.where(usable, t / length.astype(t.dtype), n), turned, direction)
             return turned, (along / separation).astype(curvature.dtype)

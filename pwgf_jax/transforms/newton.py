@@ -8,11 +8,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from pwgf_jax import krylov
 from pwgf_jax.krylov import check_key, matrix_function
-from pwgf_jax.transforms.perturb import needed
+from pwgf_jax.transforms.perturb import _dtype, needed
 
 __all__ = ["CubicState", "absolute_inverse", "cubic_newton", "scale_by_saddle_free_newton"]
 
@@ -50,7 +51,7 @@ def _size(tree: PyTree) -> int:
 
 
 def scale_by_saddle_free_newton(
-    beta: float, *, depth: int = 20, damping: Literal["inside", "outside"] = "inside"
+    beta: float | Array, *, depth: int = 20, damping: Literal["inside", "outside"] = "inside"
 ) -> optax.GradientTransformationExtraArgs:
     r"""Precondition by \|H\|⁻¹, :math:`u\mapsto(H^2+\beta)^{-1/2}u`: the Euclidean twin of WSFN.
 
@@ -82,7 +83,7 @@ def scale_by_saddle_free_newton(
         Dauphin et al., NeurIPS 2014, arXiv:1406.2572; the same function of the Hessian as
         :func:`pwgf_jax.saddle_free_newton`.
     """
-    if not beta > 0 or depth < 1:
+    if (not isinstance(beta, Tracer) and not beta > 0) or depth < 1:
         raise ValueError(f"scale_by_saddle_free_newton: beta={beta}, depth={depth}; give beta > 0 and depth >= 1.")
     phi = absolute_inverse(beta, damping)
 
@@ -95,7 +96,9 @@ def scale_by_saddle_free_newton(
     ) -> tuple[PyTree, optax.EmptyState]:
         del extra_args
         needed("scale_by_saddle_free_newton", params=params, value_fn=value_fn)
-        return matrix_function(_hessian(value_fn, params), updates, phi, min(depth, _size(params))), state
+        hessian = _hessian(value_fn, params)
+        with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
+            return matrix_function(hessian, updates, phi, min(depth, _size(params))), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -119,7 +122,7 @@ class CubicState(NamedTuple):
     curvature: Float[Array, ""]
 
 
-def cubic_newton(lipschitz: float, *, depth: int = 20, key: Array) -> optax.GradientTransformationExtraArgs:
+def cubic_newton(lipschitz: float | Array, *, depth: int = 20, key: Array) -> optax.GradientTransformationExtraArgs:
     r"""Newton's method with cubic regularisation, :math:`\min_h\langle g,h\rangle+\frac12h^\top Hh+\frac M6|h|^3`.
 
     The minimiser solves :math:`(H+\frac{Mr}2)h=-g`, :math:`r=|h|`, :math:`H+\frac{Mr}2\succeq0`; it is found exactly in
@@ -152,11 +155,11 @@ def cubic_newton(lipschitz: float, *, depth: int = 20, key: Array) -> optax.Grad
         random turn.
     """
     check_key(key, "cubic_newton")
-    if not lipschitz > 0 or depth < 1:
+    if (not isinstance(lipschitz, Tracer) and not lipschitz > 0) or depth < 1:
         raise ValueError(f"cubic_newton: lipschitz={lipschitz}, depth={depth}; give positive numbers.")
 
     def init(params: PyTree) -> CubicState:
-        dtype = jnp.result_type(*jax.tree.leaves(params))
+        dtype = _dtype(params)
         return CubicState(key, jnp.full((), jnp.inf, dtype), jnp.zeros((), dtype))
 
     def update(
@@ -165,9 +168,11 @@ def cubic_newton(lipschitz: float, *, depth: int = 20, key: Array) -> optax.Grad
         del extra_args
         needed("cubic_newton", params=params, value_fn=value_fn)
         next_key, turn_key = jax.random.split(state.key)
-        flat = krylov.flatten(_hessian(value_fn, params), updates)
-        gradient = flat.to_flat(updates)
-        with jax.default_matmul_precision("highest"):
+        hessian = _hessian(value_fn, params)
+        # Leaves may differ in dtype.
+        with jax.default_matmul_precision("highest"), jax.numpy_dtype_promotion("standard"):
+            flat = krylov.flatten(hessian, updates)
+            gradient = flat.to_flat(updates)
             length = jnp.linalg.norm(gradient)
             unit = jnp.where(length > 0, gradient / jnp.where(length > 0, length, 1), 0)
             turn = jax.random.normal(turn_key, gradient.shape, gradient.dtype)
@@ -183,7 +188,7 @@ def cubic_newton(lipschitz: float, *, depth: int = 20, key: Array) -> optax.Grad
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _cubic_step(values: Array, slopes: Array, genuine: Array, lipschitz: float) -> Array:
+def _cubic_step(values: Array, slopes: Array, genuine: Array, lipschitz: float | Array) -> Array:
     """Minimise ⟨c, h⟩ + ½Σλh² + M|h|³/6 in eigen-coordinates: the secular equation by bisection."""
     slopes = jnp.where(genuine, slopes, 0)
     half = lipschitz / 2

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax.krylov import check_key
@@ -39,6 +41,16 @@ def _norm(tree: PyTree) -> Array:
         return optax.tree.norm(tree)
 
 
+def _dtype(tree: PyTree) -> Any:
+    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
+        return jnp.result_type(*jax.tree.leaves(tree))
+
+
+def _ravel(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
+        return ravel_pytree(tree)
+
+
 def _white(key: Array, like: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
@@ -46,12 +58,13 @@ def _white(key: Array, like: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, drawn)
 
 
-def _positive(name: str, number: float) -> None:
-    if not 0 < number < math.inf:
+def _positive(name: str, number: float | Array) -> None:
+    # What is traced, as under optax.inject_hyperparams, cannot be looked at.
+    if not isinstance(number, Tracer) and not 0 < number < math.inf:
         raise ValueError(f"{name}={number}; give a positive number.")
 
 
-def ball_noise(radius: float) -> Noise:
+def ball_noise(radius: float | Array) -> Noise:
     r"""Noise uniform in the ball of a radius, over all parameters together.
 
     Args:
@@ -83,7 +96,7 @@ def ball_noise(radius: float) -> Noise:
     return noise
 
 
-def gaussian_noise(scale: float) -> Noise:
+def gaussian_noise(scale: float | Array) -> Noise:
     """White Gaussian noise of a standard deviation per coordinate.
 
     Args:
@@ -104,7 +117,7 @@ def gaussian_noise(scale: float) -> Noise:
     return lambda key, params, value_fn: jax.tree.map(lambda leaf: scale * leaf, _white(key, params))
 
 
-def hessian_product_noise(eta_p: float) -> Noise:
+def hessian_product_noise(eta_p: float | Array) -> Noise:
     r"""Hessian-guided noise in finite dimension, :math:`\eta_p H z` with z white: covariance :math:`\eta_p^2H^2`.
 
     One Hessian-vector product of ``value_fn``. It is large where the curvature is, of either sign, and zero where there
@@ -215,8 +228,7 @@ def perturb_at_saddle(noise: Noise, trigger: Trigger, key: Array) -> optax.Gradi
     check_key(key, "perturb_at_saddle")
 
     def init(params: PyTree) -> PerturbState:
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        window = trigger.init(params, jnp.full((), jnp.inf, dtype))
+        window = trigger.init(params, jnp.full((), jnp.inf, _dtype(params)))
         zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
         return PerturbState(key, zero, window, no, zero, no)
 
@@ -349,7 +361,7 @@ def pgd_constants(
 
 
 def pgd(
-    learning_rate: Any, *, radius: float, eps: float, k_thres: int, f_thres: float, key: Array
+    learning_rate: Any, *, radius: float | Array, eps: float | Array, k_thres: int, f_thres: float | Array, key: Array
 ) -> optax.GradientTransformationExtraArgs:
     r"""Perturbed gradient descent (PGD): steps −η∇f, and a jump uniform in a ball where :math:`|\nabla f|\le\epsilon`.
 

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, PyTree
 
 from pwgf_jax.krylov import check_key
-from pwgf_jax.transforms.perturb import _norm, ball_noise, needed
+from pwgf_jax.transforms.perturb import _dtype, _norm, ball_noise, needed
 from pwgf_jax.transforms.trigger import Window, gradient_trigger
 
 __all__ = ["SSRGDState", "ssrgd"]
@@ -97,9 +98,9 @@ def ssrgd(
     size: int,
     batch: int,
     epoch: int,
-    radius: float,
-    eps: float,
-    f_thres: float,
+    radius: float | Array,
+    eps: float | Array,
+    f_thres: float | Array,
     t_thres: int,
     online_batch: int | None = None,
     key: Array,
@@ -160,7 +161,7 @@ def ssrgd(
     check_batches("ssrgd", size, batch=batch, online_batch=large)
     if min(epoch, t_thres) < 1 or int(epoch) != epoch or int(t_thres) != t_thres:
         raise ValueError(f"ssrgd: epoch={epoch}, t_thres={t_thres}; give whole numbers of steps, at least one.")
-    if not (eps >= 0 and f_thres >= 0):
+    if any(not isinstance(number, Tracer) and not number >= 0 for number in (eps, f_thres)):
         raise ValueError(f"ssrgd: eps={eps}, f_thres={f_thres}; give numbers that are not negative.")
     noise = ball_noise(radius)
     trigger = gradient_trigger(eps=eps, k_thres=t_thres, f_thres=f_thres)
@@ -169,9 +170,7 @@ def ssrgd(
         def zeros() -> PyTree:  # each its own, so that a caller may donate the state
             return jax.tree.map(jnp.zeros_like, params)
 
-        with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
-            dtype = jnp.result_type(*jax.tree.leaves(params))
-        window = trigger.init(zeros(), jnp.full((), jnp.inf, dtype))
+        window = trigger.init(zeros(), jnp.full((), jnp.inf, _dtype(params)))
         zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
         return SSRGDState(key, zero, zero, zeros(), zeros(), zero, window, no)
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int, PyTree
 
 from pwgf_jax.krylov import check_key
@@ -21,7 +20,7 @@ from pwgf_jax.transforms.curvature import (
     _state,
     coordinate_gradient,
 )
-from pwgf_jax.transforms.perturb import _norm, needed
+from pwgf_jax.transforms.perturb import _norm, _ravel, needed
 from pwgf_jax.transforms.ssrgd import check_batches, draw, reduced_gradient
 
 __all__ = [
@@ -42,7 +41,7 @@ def negative_curvature_online(
     batch: int,
     smoothness: float,
     delta: float,
-    radius: float = 1e-3,
+    radius: float | Array = 1e-3,
     learning_rate: float | None = None,
     steps: int | None = None,
     repeats: int = 3,
@@ -97,7 +96,7 @@ def negative_curvature_online(
     if verification is None:
         verification = min(size, math.ceil(100 * (smoothness / delta) ** 2))
     check_batches("negative_curvature_online", size, batch=batch, verification=verification)
-    flat, unravel = ravel_pytree(params)
+    flat, unravel = _ravel(params)
     logarithm = math.log(flat.size)
     if learning_rate is None:
         learning_rate = min(1 / smoothness, batch * delta / (smoothness**2 * (1 + logarithm)))
@@ -110,7 +109,7 @@ def negative_curvature_online(
     def product(v: Array, batch: int, key: Array) -> Array:
         """H_I v for a unit vector, by a difference on one batch."""
         indices = draw(key, batch, size)
-        ahead, here = (ravel_pytree(grad_fn(unravel(x), indices))[0] for x in (flat + radius * v, flat))
+        ahead, here = (_ravel(grad_fn(unravel(x), indices))[0] for x in (flat + radius * v, flat))
         return ((ahead - here) / radius).astype(flat.dtype)
 
     def attempt(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -165,15 +164,15 @@ def _descent(
     recursive: bool,
     *,
     smoothness: float,
-    hessian_lipschitz: float,
-    eps: float,
+    hessian_lipschitz: float | Array,
+    eps: float | Array,
     delta: float,
     size: int,
     batch: int,
     large_batch: int,
     key: Array,
-    mu: float | None,
-    radius: float,
+    mu: float | Array | None,
+    radius: float | Array,
     steps: int | None,
 ) -> optax.GradientTransformationExtraArgs:
     """What the three share: (key, steps made) -> whether an epoch ends, and whether the last step is the anchor."""
@@ -199,7 +198,7 @@ def _descent(
     ) -> tuple[PyTree, StochasticCurvatureState]:
         del updates, extra_args
         needed(name, params=params, components=components)
-        flat = ravel_pytree(params)[0]
+        flat = _ravel(params)[0]
         width = float(jnp.finfo(flat.dtype).eps) ** (1 / 3) if mu is None else mu
         next_key, draw_key, end_key = jax.random.split(state.search.key, 3)
 
@@ -247,14 +246,14 @@ def _descent(
 def zo_sgd_ncf(
     *,
     smoothness: float,
-    hessian_lipschitz: float,
-    eps: float,
+    hessian_lipschitz: float | Array,
+    eps: float | Array,
     delta: float,
     size: int,
     batch: int,
     key: Array,
-    mu: float | None = None,
-    radius: float = 1e-2,
+    mu: float | Array | None = None,
+    radius: float | Array = 1e-2,
     steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""ZO-SGD-NCF: steps and searches for negative curvature from values of a batch of terms.
@@ -320,15 +319,15 @@ def zo_sgd_ncf(
 def zo_scsg_ncf(
     *,
     smoothness: float,
-    hessian_lipschitz: float,
-    eps: float,
+    hessian_lipschitz: float | Array,
+    eps: float | Array,
     delta: float,
     size: int,
     batch: int,
     large_batch: int,
     key: Array,
-    mu: float | None = None,
-    radius: float = 1e-2,
+    mu: float | Array | None = None,
+    radius: float | Array = 1e-2,
     steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""ZO-SCSG-NCF: as :func:`zo_sgd_ncf`, with batches that correct the estimate of where their epoch opened.
@@ -391,16 +390,16 @@ def zo_scsg_ncf(
 def zo_spider_ncf(
     *,
     smoothness: float,
-    hessian_lipschitz: float,
-    eps: float,
+    hessian_lipschitz: float | Array,
+    eps: float | Array,
     delta: float,
     size: int,
     batch: int,
     large_batch: int,
     epoch: int,
     key: Array,
-    mu: float | None = None,
-    radius: float = 1e-2,
+    mu: float | Array | None = None,
+    radius: float | Array = 1e-2,
     steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""ZO-SPIDER-NCF: as :func:`zo_scsg_ncf`, with batches that correct the estimate of the step before.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax.calculus import Functional
@@ -83,7 +84,7 @@ class Trigger(NamedTuple):
     examine: Callable[[Array, Functional, Particles], Examination] | None = None
 
 
-def gradient_trigger(*, eps: float, k_thres: int, f_thres: float) -> Trigger:
+def gradient_trigger(*, eps: float | Array, k_thres: int, f_thres: float | Array) -> Trigger:
     r"""The papers' indirect saddle test.
 
     Jump where :math:`\|\nabla_\mu F\|\le\varepsilon` and the last jump is more than ``k_thres`` steps ago; stop where,
@@ -110,11 +111,12 @@ def gradient_trigger(*, eps: float, k_thres: int, f_thres: float) -> Trigger:
     References:
         Yamamoto, Kim, Suzuki, arXiv:2509.16974, Alg. 2.
     """
-    if not eps >= 0:
+    # What is traced, as under optax.inject_hyperparams, cannot be looked at.
+    if not isinstance(eps, Tracer) and not eps >= 0:
         raise ValueError(f"gradient_trigger: eps={eps}; give a non-negative gradient norm.")
     if k_thres < 1 or int(k_thres) != k_thres:
         raise ValueError(f"gradient_trigger: k_thres={k_thres}; give a window of at least one step.")
-    if not f_thres >= 0:
+    if not isinstance(f_thres, Tracer) and not f_thres >= 0:
         raise ValueError(f"gradient_trigger: f_thres={f_thres}; give a non-negative decrease.")
     length = int(k_thres)
 

@@ -50,7 +50,8 @@ def document(objective="double_well", arms=None, **tables):
 def test_every_objective_starts_where_it_says_and_knows_its_values(name):
     experiment = build(parse(document(name)))
     F, mu = experiment.problem(experiment.keys[0])
-    assert mu.size == 1 and np.isfinite(F(mu))
+    assert mu.size == 1
+    assert np.isfinite(F(mu))
     for point in ENTRIES[name].make(jax.random.split(experiment.keys[0])[0], jnp.float64, **OPTIONS[name]).saddles:
         assert experiment.facts["landmarks"][point.name] == pytest.approx(float(point.value))
 
@@ -76,7 +77,10 @@ def calls_of(name, steps, problem, **arguments):
     counted = problems.Problem(value, problem.init, problem.saddles, problem.minimum)
     method = DESCENTS[name](Setting(counted, **CONSTANTS), **(ARGUMENTS.get(name, {}) | arguments))
     record = Record(
-        every=steps, state_stats=lambda state: dict(zip("gpv", method.spent(state.step, state.optimizer.state)))
+        every=steps,
+        state_stats=lambda state: dict(
+            zip("gpv", method.spent(state.step.astype(float), state.optimizer.state), strict=True)
+        ),
     )
     start = Particles.uniform(problem.init(jax.random.key(1))[None])
     solution = run(descent(method.make), functionals.potential(value), start, jax.random.key(0), steps, record)
@@ -206,5 +210,5 @@ def test_what_is_wrong_is_said(change, message):
 
 
 def test_a_transform_needs_an_objective(tiny):
-    with pytest.raises(ConfigError, match='arms.static: transform = "pgd" is for an objective'):
+    with pytest.raises(ConfigError, match=r'arms.static: transform = "pgd" is for an objective'):
         build(load(tiny, ['arms.static={transform="pgd"}']))

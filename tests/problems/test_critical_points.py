@@ -133,6 +133,75 @@ def test_attention_risks_are_expectations_over_prompts():
         assert abs(found.mean() - infinite) < 5 * found.std() / np.sqrt(found.size) + 0.05
 
 
+def spiked_risk(theta, d, length):
+    """(T, A, B) of T − 2Ar + Br², where every prompt has its own w: E s = r/d, E s² = 3r²/d(d + 2) for s = (u·w)²."""
+    kappa, total = 2 * theta + theta**2, d + theta
+    first, second = 1 / d, 3 / (d * (d + 2))
+    A = ((1 + theta * first) * total + (length + 1) * (1 + kappa * first)) / length
+    qq, qp = (1 + (theta + each) * first + theta * each * second for each in (theta, kappa))
+    return total, A, (length + 2) / length**2 * (qq * total + (length + 3) * qp)
+
+
+def within_error(terms, expected, errors=5):
+    terms = np.asarray(terms)
+    assert np.all(np.abs(terms.mean(axis=0) - expected) < errors * terms.std(axis=0) / np.sqrt(len(terms)))
+
+
+def test_spiked_prompts_with_one_direction_are_those_of_its_covariance(key):
+    theta, length, w = 1.5, 5, jnp.asarray([0.6, 0.8, 0.0])
+    X = problems.spiked_wishart_prompts(key, 20_000, length, 3, theta, direction=2 * w, dtype=X64)
+    sigma = jnp.eye(3) + theta * jnp.outer(w, w)
+    tokens = np.asarray(X).reshape(-1, 3)
+    within_error(tokens[:, :, None] * tokens[:, None, :], sigma)
+    population = problems.attention_pca(sigma, prompt=length)
+    sampled: Any = problems.attention_pca(sigma, prompts=X)
+    indices = jnp.arange(sampled.size)
+    u = jnp.asarray([0.3, 0.1, -0.2])
+    value, terms, two = jax.jit(
+        lambda u: (sampled.value(u), sampled.components(u, indices), sampled.components(u, jnp.array([7, 2])))
+    )(u)
+    within_error(terms, population.value(u))
+    np.testing.assert_allclose(value, jnp.mean(terms), rtol=1e-12)
+    np.testing.assert_allclose(two, terms[jnp.array([7, 2])], rtol=1e-12)
+    # the minimum is that of prompts of this length, and along w
+    best = sampled.minimum.point
+    np.testing.assert_allclose(best, population.minimum.point)
+    np.testing.assert_allclose(jnp.abs(best @ w), jnp.linalg.norm(best), rtol=1e-12)
+    slopes = jax.jit(jax.jacfwd(sampled.components))(best, indices)
+    within_error(slopes, 0)
+    # and all directions orthogonal to w are as good as one another
+    radius = jnp.linalg.norm(population.saddles[1].point)
+    across = [radius * jnp.asarray(v) for v in ([0.8, -0.6, 0.0], [0.0, 0.0, 1.0])]
+    np.testing.assert_allclose([population.value(v) for v in across], population.saddles[1].value, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_spiked_prompts_with_a_direction_each_show_no_direction(key):
+    # where the closed form has to be that of one covariance: no spike, or one dimension
+    for theta, d in ((0.0, 3), (1.5, 1)):
+        one = problems.attention_pca((1 + theta) * jnp.eye(d), prompt=4)
+        T, A, B = spiked_risk(theta, d, 4)
+        np.testing.assert_allclose(one.minimum.value, T - A**2 / B, rtol=1e-12)
+        np.testing.assert_allclose(jnp.sum(one.minimum.point**2), A / B, rtol=1e-12)
+    theta, d, length = 6.0, 3, 20
+    X = problems.spiked_wishart_prompts(key, 10_000, length, d, theta, dtype=X64)
+    average = (1 + theta / d) * jnp.eye(d)
+    tokens = np.asarray(X)[:, 0]
+    within_error(tokens[:, :, None] * tokens[:, None, :], average)
+    T, A, B = spiked_risk(theta, d, length)
+    sampled: Any = problems.attention_pca(average, prompts=X)
+    components, indices = jax.jit(sampled.components), jnp.arange(sampled.size)
+    for r in (A / B / 3, A / B):
+        for v in ([1.0, 0.0, 0.0], [0.0, 0.6, -0.8]):
+            within_error(components(np.sqrt(r) * jnp.asarray(v), indices), T - 2 * A * r + B * r**2)
+    minimum = jnp.sqrt(A / B) * jnp.eye(d)[0]
+    within_error(jax.jit(jax.jacfwd(sampled.components))(minimum, indices), 0)
+    # Gaussian tokens of the average covariance have another risk, and another minimum, which is the one listed
+    with pytest.raises(AssertionError):
+        within_error(components(minimum, indices), problems.attention_pca(average, prompt=length).value(minimum))
+    assert float(jnp.sum(sampled.minimum.point**2)) > 1.2 * A / B
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -145,6 +214,13 @@ def test_attention_risks_are_expectations_over_prompts():
         (lambda: problems.copy_average(3, 2, activation="relu"), "one student"),
         (lambda: problems.attention_pca(-jnp.eye(2)), "positive definite"),
         (lambda: problems.attention_pca(jnp.eye(2), prompt=3, head="softmax"), "no closed form"),
+        (
+            lambda: problems.attention_pca(jnp.eye(2), prompt=3, prompts=jnp.ones((5, 4, 2))),
+            r"\(5, 4, 2\) with prompt=3",
+        ),
+        (lambda: problems.spiked_wishart_prompts(jax.random.key(0), 0, 1, 1, 1.0), "prompts=0"),
+        (lambda: problems.spiked_wishart_prompts(jax.random.key(0), 1, 1, 1, -1.0), "spike=-1.0"),
+        (lambda: problems.spiked_wishart_prompts(jax.random.key(0), 1, 1, 2, 1.0, direction=jnp.zeros(2)), "not zero"),
     ],
 )
 def test_bad_input_is_refused(make, words):
