@@ -185,8 +185,7 @@ def _draw(folder: RunFolder, x: plots.Axis | None = None) -> list[Path]:
     arms = folder.arms()
     if x is not None:
         return plots.draw(arms, folder.path / f"figure-{x}", x)
-    several = folder.config.vary is not None and folder.config.vary.key == "problem"
-    if several and all("second_order" in arm.info for arm in arms.values()):
+    if all({"varied", "second_order"} <= set(arm.info) for arm in arms.values()):
         files = plots.draw_profile(arms, folder.path / "figure")
         for turn in dict.fromkeys(arm.info["varied"]["value"] for arm in arms.values()):
             own = {a.info["varied"]["arm"]: a for a in arms.values() if a.info["varied"]["value"] == turn}

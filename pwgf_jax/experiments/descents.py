@@ -356,12 +356,14 @@ def saddle_free_newton(
     depth: int = 20,
     radius: float | None = None,
     window: int | None = None,
+    largest_step: float | None = None,
 ) -> Descent:
-    """Steps −(H² + β)^(−1/2) g, β = δ² if not given, with the jumps of pgd."""
+    """Steps −(H² + β)^(−1/2) g, β = δ² if not given, clipped to a largest length, with the jumps of pgd."""
     noise = transforms.ball_noise(setting.escape / 10 if radius is None else radius)
     base = optax.chain(
         transforms.scale_by_saddle_free_newton(setting.delta**2 if beta is None else beta, depth=depth),
         optax.scale_by_learning_rate(learning_rate),
+        optax.identity() if largest_step is None else optax.clip_by_global_norm(largest_step),
     )
     return _jumping(setting, noise, window, base, step=min(depth, setting.dimension))
 
