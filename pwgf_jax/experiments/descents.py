@@ -47,7 +47,7 @@ class Descent(NamedTuple):
         >>> from pwgf_jax import problems
         >>> found = DESCENTS["sam"](Setting(problems.double_well(2), 2.0, 6.0, 1e-3, 0.1), radius=0.05)
         >>> found.spent(10, None)
-        Spent(gradients=20.0, products=0.0, values=0.0)
+        Spent(gradients=20.0, products=0, values=0.0)
     """
 
     make: Callable[[Array], optax.GradientTransformation]
@@ -63,33 +63,72 @@ def _count(state: PyTree, name: str) -> Array:
     return jnp.asarray(optax.tree.get(state, name), float)
 
 
-class _Batch(NamedTuple):
+class _Drawn(NamedTuple):
     key: Array
+    step: Array
 
 
-def _batches(setting: Setting, batch: int | None, key: Array) -> optax.GradientTransformationExtraArgs:
-    """Put the gradient of a random batch of terms in the place of the whole one's; nothing without a batch size."""
-    if batch is None:
-        return optax.with_extra_args_support(optax.identity())
-    if not 1 <= batch <= setting.size:
+def _seen(setting: Setting, batch: int | None, defer: int | None) -> Callable[..., Any]:
+    """(state, value_fn, grad_fn) -> the gradient that this step sees, and the next state.
+
+    Of a random batch of terms if there is a batch size, and of what comes later from the step ``defer`` on.
+    """
+    if batch is not None and not 1 <= batch <= setting.size:
         raise ValueError(f"batch = {batch}; the objective has {setting.size} terms, give 1 to {setting.size}.")
-    check_key(key, "_batches")
+    later: Any = setting.later
+    if defer is not None and later is None:
+        raise ValueError(f"defer = {defer}; this objective has nothing to change to later, leave it out.")
+    if defer is not None and defer < 0:
+        raise ValueError(f"defer = {defer}; give a step, at least 0.")
+
+    def seen(state: _Drawn, value_fn: Any, grad_fn: Any) -> tuple[Callable[[PyTree], PyTree], _Drawn]:
+        key, draw = jax.random.split(state.key)
+        after = _Drawn(key, state.step + 1)
+        indices = None if batch is None else jax.random.randint(draw, (batch,), 0, setting.size)
+        now = jax.grad(value_fn) if indices is None else lambda x: grad_fn(x, indices)
+        if defer is None:
+            return now, after
+        then = jax.grad(later.value if indices is None else lambda x: jnp.mean(later.components(x, indices)))
+        changed = state.step >= defer
+        return lambda x: jax.tree.map(lambda a, b: jnp.where(changed, b, a), now(x), then(x)), after
+
+    return seen
+
+
+def _drawn(key: Array) -> _Drawn:
+    check_key(key, "_drawn")
+    return _Drawn(key, jnp.zeros((), jnp.int32))
+
+
+def _batches(
+    setting: Setting, batch: int | None, key: Array, defer: int | None = None
+) -> optax.GradientTransformationExtraArgs:
+    """Put the gradient that a step sees in the place of the whole one's; nothing where they are the same."""
+    seen = _seen(setting, batch, defer)
+    if batch is None and defer is None:
+        return optax.with_extra_args_support(optax.identity())
 
     def update(
-        updates: PyTree, state: Any, params: PyTree = None, *, grad_fn: Any = None, **extra_args: Any
-    ) -> tuple[PyTree, _Batch]:
+        updates: PyTree,
+        state: Any,
+        params: PyTree = None,
+        *,
+        value_fn: Any = None,
+        grad_fn: Any = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, _Drawn]:
         del updates, extra_args
-        key, draw = jax.random.split(state.key)
-        return grad_fn(params, jax.random.randint(draw, (batch,), 0, setting.size)), _Batch(key)
+        gradient, state = seen(state, value_fn, grad_fn)
+        return gradient(params), state
 
-    return optax.GradientTransformationExtraArgs(lambda params: _Batch(key), update)
+    return optax.GradientTransformationExtraArgs(lambda params: _drawn(key), update)
 
 
 def _share(setting: Setting, batch: int | None) -> float:
     return 1.0 if batch is None else batch / setting.size
 
 
-def _rate(setting: Setting, learning_rate: float | None) -> float:
+def _rate(setting: Setting, learning_rate: Any) -> Any:
     return 1 / setting.smoothness if learning_rate is None else learning_rate
 
 
@@ -109,11 +148,20 @@ def _chain(*parts: Any) -> optax.GradientTransformationExtraArgs:
 
 
 def sgd(
-    setting: Setting, *, learning_rate: float | None = None, momentum: float | None = None, batch: int | None = None
+    setting: Setting,
+    *,
+    learning_rate: float | optax.Schedule | None = None,
+    momentum: float | None = None,
+    batch: int | None = None,
+    defer: int | None = None,
 ) -> Descent:
-    """Gradient descent, with momentum if wanted, on batches of the terms if wanted; learning_rate 1/ℓ if not given."""
+    """Gradient descent, with momentum and on batches of the terms if wanted; learning_rate 1/ℓ if not given.
+
+    From the step ``defer`` on, the gradient is that of what the objective offers for later.
+    """
     rate = _rate(setting, learning_rate)
-    make = lambda key: _chain(_batches(setting, batch, key), optax.sgd(rate, momentum))  # noqa: E731
+    _seen(setting, batch, defer)
+    make = lambda key: _chain(_batches(setting, batch, key, defer), optax.sgd(rate, momentum))  # noqa: E731
     return Descent(make, _every_step(_share(setting, batch)))
 
 
@@ -138,14 +186,19 @@ def sam(
     *,
     radius: float,
     normalized: bool = True,
-    learning_rate: float | None = None,
+    learning_rate: float | optax.Schedule | None = None,
     momentum: float | None = None,
     batch: int | None = None,
+    defer: int | None = None,
 ) -> Descent:
-    """Sharpness-aware minimisation: the gradient at x + radius·g/|g|, or at x + radius·g."""
+    """Sharpness-aware minimisation: the gradient at x + radius·g/|g|, or at x + radius·g.
+
+    From the step ``defer`` on, both gradients are those of what the objective offers for later.
+    """
     rate = _rate(setting, learning_rate)
     unit = optax.normalize_by_update_norm(scale_factor=1.0, eps=1e-6) if normalized else optax.identity()
     inner = optax.contrib.sam(optax.sgd(rate, momentum), optax.chain(unit, optax.sgd(radius)), opaque_mode=True)
+    seen = _seen(setting, batch, defer)
 
     def make(key: Array) -> optax.GradientTransformationExtraArgs:
         def update(
@@ -158,18 +211,13 @@ def sam(
             **extra_args: Any,
         ) -> tuple[PyTree, Any]:
             del extra_args
-            (key, draw), sharpness = jax.random.split(state[0]), state[1]
-            if batch is None:
-                gradient = jax.grad(value_fn)
-            else:  # both gradients of a step are of the same terms
-                indices = jax.random.randint(draw, (batch,), 0, setting.size)
-                gradient = lambda x: grad_fn(x, indices)  # noqa: E731
+            gradient, drawn = seen(state[0], value_fn, grad_fn)  # both gradients of a step are of the same terms
+            if batch is not None or defer is not None:
                 updates = gradient(params)
-            updates, sharpness = inner.update(updates, sharpness, params, grad_fn=lambda x, _: gradient(x))
-            return updates, (key, sharpness)
+            updates, sharpness = inner.update(updates, state[1], params, grad_fn=lambda x, _: gradient(x))
+            return updates, (drawn, sharpness)
 
-        _batches(setting, batch, key)  # refuses an impossible size
-        return optax.GradientTransformationExtraArgs(lambda params: (key, inner.init(params)), update)
+        return optax.GradientTransformationExtraArgs(lambda params: (_drawn(key), inner.init(params)), update)
 
     return Descent(make, _every_step(2 * _share(setting, batch)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,9 +12,29 @@ import numpy as np
 from jaxtyping import Array
 
 from pwgf_jax import problems
+from pwgf_jax.experiments import tables
 from pwgf_jax.problems import Problem
 
-__all__ = ["OBJECTIVES", "Setting"]
+__all__ = ["OBJECTIVES", "Objective", "Setting"]
+
+
+class Objective(NamedTuple):
+    """A problem, and what an experiment on it needs beyond it.
+
+    Args:
+        problem: what is minimised.
+        later: what a method may change to on its way, in the same parameters; None if nothing.
+        stats: parameters -> what to record of them; None if nothing.
+
+    Example:
+        >>> made = Objective(problems.double_well(2), stats=lambda x: {"size": jnp.sum(x**2)})
+        >>> made.later is None, float(made.stats(jnp.ones(2))["size"])
+        (True, 2.0)
+    """
+
+    problem: Problem
+    later: Problem | None = None
+    stats: Callable[[Any], dict[str, Array]] | None = None
 
 
 class Setting(NamedTuple):
@@ -25,6 +46,7 @@ class Setting(NamedTuple):
         hessian_lipschitz: ρ, of the Hessian.
         eps: ε, gradient norm of a second-order point.
         delta: δ; its least curvature is at least −δ.
+        later: what a method that defers changes to; None if the objective offers nothing.
 
     Example:
         >>> setting = Setting(problems.double_well(3), 2.0, 6.0, 1e-3, 0.1)
@@ -37,6 +59,7 @@ class Setting(NamedTuple):
     hessian_lipschitz: float
     eps: float
     delta: float
+    later: Problem | None = None
 
     @property
     def dimension(self) -> int:
@@ -169,7 +192,68 @@ def _attention_pca(
     return problems.attention_pca(jnp.asarray(_rotated(key, eigenvalues), dtype), prompt=prompt, scale=scale)
 
 
-OBJECTIVES: dict[str, Callable[..., Problem]] = {
+def _long_tailed_digits(
+    key: Array,
+    dtype: Any,
+    *,
+    imbalance: float,
+    hidden: int,
+    loss: Literal["cross_entropy", "ldam", "vs"] = "cross_entropy",
+    beta: float = 0.9999,
+    test_points: int = 50,
+    ldam_scale: float = 1.0,
+    depth: int = 20,
+) -> Objective:
+    """Digits of which some classes are rare, and a small network; later, classes count by their weights beta.
+
+    Which digits are rare is drawn; class 0 is the largest. The test data are balanced, ``test_points`` of every
+    class. Recorded are the accuracy on them, of all classes and of the third of the largest (head) and smallest
+    (tail), and the extreme eigenvalues of the Hessians of the classes' own mean cross-entropy, in training, whatever
+    the loss: the smallest of a third is its curvature, the largest its sharpness; ``depth`` is that of Lanczos.
+    """
+    digits = tables.digits()
+    order_key, test_key, tail_key = jax.random.split(key, 3)
+    classes = digits.targets.shape[1]
+    third = classes // 3
+    renamed = np.asarray(jax.random.permutation(order_key, classes))
+    labels = renamed[digits.targets.argmax(axis=1)]
+    smallest = int(np.bincount(labels).min())
+    if not 1 <= test_points < smallest:
+        raise ValueError(f"test_points = {test_points}; a class has {smallest} images, give 1 to {smallest - 1}.")
+    shuffled = np.asarray(jax.random.permutation(test_key, labels.size))
+    by_class = [shuffled[labels[shuffled] == c] for c in range(classes)]
+    test = jnp.asarray(digits.inputs[np.concatenate([each[:test_points] for each in by_class])], dtype)
+    rest = np.concatenate([each[test_points:] for each in by_class])
+    rows = rest[problems.long_tailed(labels[rest], imbalance, tail_key)]
+    x, y = digits.inputs[rows], labels[rows]
+    counts = np.bincount(y)
+    chosen: Any = partial(problems.ldam, scale=ldam_scale) if loss == "ldam" else loss
+    first, later = (
+        problems.imbalanced_classification(x, y, hidden=hidden, loss=chosen, beta=b, dtype=dtype) for b in (0.0, beta)
+    )
+    plain: Any = problems.imbalanced_classification(x, y, hidden=hidden, dtype=dtype)
+    # The examples of a class side by side, filled up to the largest class with examples that do not count.
+    members = jnp.asarray(np.stack([np.resize(np.flatnonzero(y == c), counts.max()) for c in range(classes)]))
+    counted = jnp.arange(counts.max())[None, :] < jnp.asarray(counts)[:, None]
+
+    def own_mean(params: Any, c: Array) -> Array:
+        return jnp.mean(plain.components(params, members[c]), where=counted[c])
+
+    def stats(params: Any) -> dict[str, Array]:
+        found = jnp.argmax(problems.predict(params, test), axis=1).reshape(classes, test_points)
+        right = jnp.mean(found == jnp.arange(classes)[:, None], axis=1, dtype=dtype)
+        ends = problems.class_extremes(own_mean, params, classes, jax.random.key(0), depth=depth)
+        recorded = {"test_accuracy": jnp.mean(right)}
+        for name, part in {"head": slice(third), "tail": slice(classes - third, None)}.items():
+            recorded[f"{name}_accuracy"] = jnp.mean(right[part])
+            recorded[f"{name}_curvature"] = jnp.min(ends.smallest[part])
+            recorded[f"{name}_sharpness"] = jnp.max(ends.largest[part])
+        return recorded
+
+    return Objective(first, later, stats)
+
+
+OBJECTIVES: dict[str, Callable[..., Problem | Objective]] = {
     "octopus": _octopus,
     "double_well": _double_well,
     "quartic": _quartic,
@@ -182,5 +266,6 @@ OBJECTIVES: dict[str, Callable[..., Problem]] = {
     "matrix_sensing": _matrix_sensing,
     "copy_average": _copy_average,
     "attention_pca": _attention_pca,
+    "long_tailed_digits": _long_tailed_digits,
 }
 """By name: (key of the data, dtype, numbers) -> the problem, which all seeds share; they differ in start and noise."""

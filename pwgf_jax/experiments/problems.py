@@ -24,7 +24,7 @@ from pwgf_jax.experiments.data import Source
 from pwgf_jax.experiments.descents import Descent
 from pwgf_jax.experiments.free_energy import Confined, entropy
 from pwgf_jax.experiments.heldout import hold_out, measure
-from pwgf_jax.experiments.objectives import Setting
+from pwgf_jax.experiments.objectives import Objective, Setting
 from pwgf_jax.experiments.reading import ConfigError, Place, make, parameters, read, suggestion
 from pwgf_jax.experiments.registry import (
     FLOWS,
@@ -41,8 +41,7 @@ from pwgf_jax.experiments.starts import Start
 from pwgf_jax.flows import Flow, FlowState, descent
 from pwgf_jax.functionals import potential
 from pwgf_jax.measures import Particles
-from pwgf_jax.problems import CriticalPoint
-from pwgf_jax.problems import Problem as Objective
+from pwgf_jax.problems import CriticalPoint, Problem
 from pwgf_jax.problems.base import around
 from pwgf_jax.solve import Record
 
@@ -182,7 +181,8 @@ def build_objective(config: Config) -> Experiment:
         config: the config.
 
     Returns:
-        The experiment. Records have the least curvature where a dense Hessian is small, and what the methods spent.
+        The experiment. Records have what the objective measures, the least curvature where a dense Hessian is small,
+        and what the methods spent.
 
     Raises:
         ConfigError: if anything cannot be made.
@@ -198,10 +198,12 @@ def build_objective(config: Config) -> Experiment:
     root, spec = Place(config.file), config.problem
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     with _blamed(root / "problem" / "options"):
-        objective = OBJECTIVES[spec.functional.name].make(
+        made = OBJECTIVES[spec.functional.name].make(
             jax.random.split(keys[0])[0], jnp.dtype(config.dtype), **spec.functional.arguments
         )
-    setting = Setting(objective, **(spec.constants or {}))
+    whole = made if isinstance(made, Objective) else Objective(made)
+    objective = whole.problem
+    setting = Setting(objective, **(spec.constants or {}), later=whole.later)
     known = [each for each in (objective.minimum, *objective.local_minima, *objective.saddles) if each is not None]
     with _blamed(root / "problem" / "start"):
         begin = _start(objective, known, **spec.start.arguments)
@@ -214,24 +216,26 @@ def build_objective(config: Config) -> Experiment:
 
     flows: dict[str, Flow] = {}
     records: dict[str, Record] = {}
-    stats = partial(_least_curvature, objective.value) if setting.dimension <= _DENSE else None
+    dense = setting.dimension <= _DENSE
+    stats = partial(_at_point, whole, dense) if dense or whole.stats is not None else None
     for arm, call in config.arms.items():
         with _blamed(root / "arms" / arm):
             if call.kind == "flow":
                 flows[arm], records[arm] = _flow(call), Record(config.record_every, stats)
                 continue
-            method = TRANSFORMS[call.name].make(setting, **call.arguments)
+            given = {name: make(name, value) for name, value in call.arguments.items()}
+            method = TRANSFORMS[call.name].make(setting, **given)
             flows[arm] = descent(method.make, **terms)
             records[arm] = Record(config.record_every, stats, partial(_spent, method))
     _try(flows, problem, keys[0], root / "arms")
-    facts: dict[str, Any] = {"landmarks": {each.name: float(each.value) for each in known}}
-    if stats is not None:
+    facts: dict[str, Any] = {"landmarks": {each.name: float(each.value) for each in known}} if known else {}
+    if dense:
         facts["second_order"] = {"eps": setting.eps, "delta": setting.delta}
     return Experiment(problem, flows, keys, records, None, None, facts)
 
 
 def _start(
-    objective: Objective, known: list[CriticalPoint], at: str | None = None, scale: float = 0.0
+    objective: Problem, known: list[CriticalPoint], at: str | None = None, scale: float = 0.0
 ) -> Callable[[Array], Any]:
     """Where runs start: the objective's own law, or about a critical point."""
     if at is None:
@@ -262,12 +266,16 @@ def _try(flows: Mapping[str, Flow], problem: Callable[[Array], Any], key: Array,
             jax.eval_shape(partial(first_step, flow), key)
 
 
-def _least_curvature(value: Callable[[Any], Array], F: Functional, mu: Particles) -> dict[str, Array]:
-    """λ_min of the Hessian at the one particle."""
+def _at_point(whole: Objective, dense: bool, F: Functional, mu: Particles) -> dict[str, Array]:
+    """At the one particle: what the objective records, and λ_min of a Hessian that is small."""
     del F
-    x, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], mu.points))
-    hessian = jax.hessian(lambda flat: value(unravel(flat)))(x)
-    return {"curvature": jnp.linalg.eigvalsh(hessian)[0]}
+    point = jax.tree.map(lambda leaf: leaf[0], mu.points)
+    recorded = {} if whole.stats is None else whole.stats(point)
+    if dense:
+        x, unravel = ravel_pytree(point)
+        hessian = jax.hessian(lambda flat: whole.problem.value(unravel(flat)))(x)
+        recorded |= {"curvature": jnp.linalg.eigvalsh(hessian)[0]}
+    return recorded
 
 
 def _spent(method: Descent, state: FlowState) -> dict[str, Array]:
