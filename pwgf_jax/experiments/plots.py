@@ -29,6 +29,8 @@ _PANELS = {
     "free_energy": r"free energy $F(\mu_k)-\tau\,\mathrm{Ent}(\mu_k)$",
     "test_loss": "test loss",
     "test_accuracy": "test accuracy",
+    "tail_accuracy": "test accuracy, rarest third",
+    "tail_curvature": r"$\lambda_{\min}$, rarest third",
 }
 _AXES: dict[Axis, str] = {
     "steps": "step $k$",
@@ -85,8 +87,9 @@ def draw(arms: Mapping[str, Arm], path: Path, x: Axis = "steps") -> list[Path]:
         ['figure.png', 'figure.pdf']
     """
     shown = [name for name in _PANELS if any(name in arm.records for arm in arms.values())]
-    if "test_accuracy" in shown:
-        shown.remove("test_loss")
+    for telling, other in {"test_accuracy": "test_loss", "tail_accuracy": "gradient_norm"}.items():
+        if telling in shown and other in shown:
+            shown.remove(other)
     jumps = {label: arm for label, arm in arms.items() if arm.records["perturbed"].any()}
     strip = 0.12 + 0.09 * len(jumps)
     with canvas(path, (3.4 * len(shown), 2.5 + strip)) as (figure, files):
@@ -166,7 +169,8 @@ def canvas(path: Path, size: tuple[float, float]) -> Iterator[tuple[Any, list[Pa
 def draw_varied(arms: Mapping[str, Arm], path: Path) -> list[Path]:
     """Draw what a varied key does: when seeds leave their start and what they end at, medians and quartiles of them.
 
-    A seed has left where its objective is half of what it was. A median that was not reached is not drawn.
+    A seed has left where its objective is half of what it was. A median that was not reached is not drawn. Where
+    small classes are measured, how these end is drawn instead.
 
     Args:
         arms: those of a run with a varied key.
@@ -193,19 +197,23 @@ def draw_varied(arms: Mapping[str, Arm], path: Path) -> list[Path]:
     values = list(dict.fromkeys(value for runs in families.values() for value, _ in runs))
     numeric = all(isinstance(value, int | float) and value > 0 for value in values)
     every = [arm for runs in families.values() for _, arm in runs]
-    end = next((name for name in ("free_energy", "test_loss") if all(name in arm.records for arm in every)), None)
+    common = [name for name in _PANELS if all(name in arm.records for arm in every)]
+    end = next((name for name in ("free_energy", "test_loss", "test_accuracy") if name in common), "value")
+    classes = "tail_accuracy" in common
     with canvas(path, (7.2, 2.8)) as (figure, files):
         left, right = figure.subplots(1, 2)
         ends = []
         for i, (name, runs) in enumerate(families.items()):
-            at = np.array([value if numeric else values.index(value) for value, _ in runs])
+            beside = 0.08 * (i - (len(families) - 1) / 2)  # words leave room for it, and errors hide each other
+            at = np.array([value if numeric else values.index(value) + beside for value, _ in runs])
             look = {"marker": "o", "markersize": 3.5, "capsize": 2, "label": name, **style(i)}
-            low, middle, high = np.array([np.quantile(halved(arm), [0.25, 0.5, 0.75]) for _, arm in runs]).T
+            left_of = [arm.of("tail_accuracy")[:, -1] if classes else halved(arm) for _, arm in runs]
+            low, middle, high = np.array([np.quantile(values, [0.25, 0.5, 0.75]) for values in left_of]).T
             longest = np.array([arm.records["step"][-1] for _, arm in runs])
             there = middle <= longest
             spread = np.stack([middle - low, np.minimum(high, longest) - middle])[:, there]
             left.errorbar(at[there], middle[there], spread, **look)
-            last = [arm.of(end or arm.objective)[:, -1] for _, arm in runs]
+            last = [arm.of(arm.objective if end == "value" else end)[:, -1] for _, arm in runs]
             low, middle, high = np.array([np.quantile(values, [0.25, 0.5, 0.75]) for values in last]).T
             right.errorbar(at, middle, [middle - low, high - middle], **look)
             ends.append(low)
@@ -215,10 +223,11 @@ def draw_varied(arms: Mapping[str, Arm], path: Path) -> list[Path]:
             ax.set_xticks(values if numeric else range(len(values)), [str(value) for value in values])
             ax.minorticks_off()
             ax.set_xlabel(next(arm.info["varied"]["key"] for arm in arms.values() if "varied" in arm.info))
-        left.set_ylabel(r"steps to $F_0/2$")
-        left.set_ylim(bottom=0)
-        right.set_ylabel(f"final {_PANELS[end or 'value']}")
-        if np.concatenate(ends).min() > 0:
+        left.set_ylabel(f"final {_PANELS['tail_accuracy']}" if classes else r"steps to $F_0/2$")
+        if not classes:
+            left.set_ylim(bottom=0)
+        right.set_ylabel(f"final {_PANELS[end]}")
+        if np.concatenate(ends).min() > 0 and not classes:
             right.set_yscale("log")
         right.legend(frameon=False, handlelength=2.6)
     return files
@@ -363,7 +372,7 @@ def _panel(
     ax.set_ylabel(_PANELS[name])
     ax.margins(x=0.01)
     every = np.concatenate(curves) if curves else np.ones(1)
-    if name != "test_accuracy" and every.min() > 0 and every.max() > 8 * every.min():
+    if not name.endswith("accuracy") and every.min() > 0 and every.max() > 8 * every.min():
         ax.set_yscale("log")
     elif name == "value" and every.min() <= 0 and every.max() > 100 * -every.min():
         # An unbiased estimate of a discrepancy goes below zero where it is nothing but noise.

@@ -100,6 +100,7 @@ def overview(arms: Mapping[str, Arm]) -> list[list[str]]:
         [['arm', 'final F', 'final gradient norm'], ['static', '2 [1.5, 2.5]', '2 [1.5, 2.5]']]
     """
     extra = {"free_energy": "final free energy", "test_loss": "final test loss", "test_accuracy": "final test accuracy"}
+    extra |= {f"{part}_accuracy": f"that of the {part}" for part in ("head", "tail")}
     present = [name for name in extra if any(name in arm.records for arm in arms.values())]
     heading = ["arm", "final F", "final gradient norm", *(extra[name] for name in present), "gradient peak at step"]
     heading += [f"steps to {label} of F₀" for label in FRACTIONS] + ["jumps", "stopped at step", "ended as", "seconds"]
@@ -206,7 +207,7 @@ def landing(arm: Arm) -> Counter[str]:
     """
     known = arm.info["landmarks"]
     names, levels = list(known), np.array(list(known.values()))
-    near = 1e-3 * max(np.ptp(levels), 1e-3)
+    near = 1e-3 * max(np.ptp(levels) if levels.size > 1 else abs(levels[0]), 1e-3)
     ends: Counter[str] = Counter()
     for value, finite in zip(arm.records[arm.objective][:, -1], arm.finite, strict=True):
         closest = int(np.argmin(np.abs(levels - value))) if finite else 0
@@ -252,7 +253,31 @@ def objectives(arms: Mapping[str, Arm]) -> list[list[list[str]]]:
             row += [_reached(to_second_order(arm, arm.records[u])) if u in arm.records else "–" for u in units]
             row.append(_reached(to_second_order(arm, seconds(arm))))
     said = lambda arm: ", ".join(f"{count} {name}" for name, count in landing(arm).most_common())  # noqa: E731
-    return [*tables, rows("seeds end at", said)]
+    if any(set(landing(arm)) - {"elsewhere", "not finite"} for arm in known.values()):
+        tables.append(rows("seeds end at", said))
+    return tables
+
+
+def extremes(arms: Mapping[str, Arm]) -> list[list[str]]:
+    """Ends of the spectra of classes' Hessians, of large classes (head) and small ones (tail), before and after.
+
+    Example:
+        >>> records = {"value": np.ones((1, 3)), "tail_curvature": np.array([[-2.0, -1.0, 0.0]])}
+        >>> extremes({"sam": Arm(records, np.array([2]), {})})
+        [['start → end', 'λ_min, tail'], ['sam', '-2 → 0']]
+    """
+    ends = {"curvature": "λ_min", "sharpness": "λ_max"}
+    titles = {f"{part}_{end}": f"{said}, {part}" for part in ("head", "tail") for end, said in ends.items()}
+    measured = {name: arm for name, arm in arms.items() if any(record in arm.records for record in titles)}
+    present = [record for record in titles if any(record in arm.records for arm in measured.values())]
+    if not measured:
+        return []
+    cell = lambda values: f"{spread(values[:, 0])} → {spread(values[:, -1])}"  # noqa: E731
+    rows = [
+        [name, *(cell(arm.of(record)) if record in arm.records else "–" for record in present)]
+        for name, arm in measured.items()
+    ]
+    return [["start → end", *(titles[record] for record in present)], *rows]
 
 
 def escapes(arms: Mapping[str, Arm]) -> list[list[str]]:
@@ -310,7 +335,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def extras(folder: RunFolder) -> list[list[list[str]]]:
-    """The tables that a config asks for: of targets, of a varied key, and of an objective.
+    """The tables that a config asks for: of targets, of a varied key, of an objective, and of its classes.
 
     Example:
         >>> from pathlib import Path
@@ -320,7 +345,7 @@ def extras(folder: RunFolder) -> list[list[list[str]]]:
         FileNotFoundError: ...
     """
     arms, targets = folder.arms(), folder.info.get("targets", [])
-    tables = [reaching(arms, targets) if targets else [], escapes(arms), *objectives(arms)]
+    tables = [reaching(arms, targets) if targets else [], escapes(arms), *objectives(arms), extremes(arms)]
     return [rows for rows in tables if rows]
 
 
