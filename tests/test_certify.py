@@ -238,6 +238,7 @@ def test_particles_count_if_and_only_if_they_have_mass(weight, dtype):
     np.testing.assert_array_equal(found.full.direction[2] == 0, weight == 0)
 
 
+@pytest.mark.slow
 def test_pytree_particles_are_their_rows():
     F, points = factorization("saddle", jnp.float64)
     rows = Particles.uniform(jnp.asarray(points))

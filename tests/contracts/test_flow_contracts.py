@@ -42,11 +42,24 @@ FLOWS = {
 }
 
 # Variations on the others, which CI tests with everything that is slow.
-VARIATIONS = {"wgf with adam", "pwgf by lanczos", "smooth isotropic pwgf", "adaptive noise injection", "ksd descent"}
-every_flow = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in VARIATIONS else []) for name in FLOWS]
-)
-noise_free_flows = pytest.mark.parametrize("name", [name for name, entry in FLOWS.items() if not entry.noisy])
+VARIATIONS = {
+    "wgf with adam",
+    "pwgf by lanczos",
+    "isotropic pwgf",
+    "smooth isotropic pwgf",
+    "adaptive noise injection",
+    "ksd descent",
+}
+
+
+def parametrized(names):
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=[pytest.mark.slow] if name in VARIATIONS else []) for name in names]
+    )
+
+
+every_flow = parametrized(FLOWS)
+noise_free_flows = parametrized([name for name, entry in FLOWS.items() if not entry.noisy])
 
 N = 6
 

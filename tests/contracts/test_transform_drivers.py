@@ -219,6 +219,7 @@ def test_what_needs_the_terms_says_so_to_optimistix(name):
         optimistix.minimise(lambda x, _: well(x), solver, near_the_saddle(jnp.float64), max_steps=2, throw=False)
 
 
+@pytest.mark.slow
 def test_optimistix_stops_at_saddles_unless_its_tolerances_are_zero():
     """Its Cauchy test stops where steps and decreases are small: at a saddle, be it that a jump has just been made."""
     optimistix = pytest.importorskip("optimistix")

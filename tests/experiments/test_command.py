@@ -162,6 +162,7 @@ def test_a_run_folder_holds_all_that_was_promised(run_once):
     assert "--set seed=3" in summary
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_ends_like_a_whole_one(finished, tmp_path, capsys, monkeypatch):
     class Interrupted(Bar):
         chunks = 0
@@ -206,6 +207,7 @@ def test_plot_draws_again(finished):
     assert (finished / "summary.md").exists()
 
 
+@pytest.mark.slow
 def test_compare_puts_runs_together(finished, run_once, tmp_path, capsys):
     assert go("compare", finished, run_once[1], "--out", tmp_path / "both") == 0
     said = capsys.readouterr().out

@@ -100,6 +100,7 @@ def run(config, out) -> dict[str, np.ndarray]:
         return dict(file)
 
 
+@pytest.mark.slow
 def test_an_own_functional_runs_from_its_file(own, tmp_path):
     metrics = run(own("energy"), tmp_path / "out")
     value = metrics["static/value"]
@@ -217,6 +218,7 @@ def test_teachers_are_of_order_one(key):
     assert 0.1 < float(jnp.mean(data.targets**2)) < 1
 
 
+@pytest.mark.slow
 def test_the_icfl_saddle_is_exact(key):
     data = SignPairs(points=80, inputs=20, outputs=5).draw(key, jnp.float64)
     mu = IcflSaddle(jitter=0.0).draw(key, 40, data, jnp.float64)

@@ -150,6 +150,7 @@ def test_the_noise_of_a_batch_has_the_energy_of_its_spread_on_top():
     assert draws.mean() - plain > 8 * error
 
 
+@pytest.mark.slow
 def test_minibatches_lead_to_the_minimum():
     draw = rng(6)
     inputs = draw.normal(size=(40, 2))

@@ -95,6 +95,7 @@ def test_a_saddle_repels_by_its_factor_and_a_minimum_attracts(dtype, tolerance):
     assert state.mu.points.dtype == dtype
 
 
+@pytest.mark.slow
 def test_newton_is_drawn_to_the_saddle_that_saddle_free_newton_leaves():
     start = Particles.uniform(jnp.asarray(rng(1).normal(size=(4, 2)) * 0.1))
     start = start.moved_to(start.points - jnp.mean(start.points, axis=0)[None] + jnp.asarray([[0.1, 0.05]]))

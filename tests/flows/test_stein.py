@@ -205,6 +205,7 @@ def test_a_single_particle_of_ksd_descent_descends_the_squared_slope():
     np.testing.assert_allclose(solution.mu.points, 2.0 * 0.7**5, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_stein_flows_compose_with_optimizers_and_jumps():
     """Particles at a maximum of E, where SVGD stands still, leave it by a jump."""
     F = functionals.potential(lambda x: jnp.sum(jnp.cos(x)))

@@ -108,6 +108,7 @@ def test_closed_forms_are_the_autodiff_of_the_sum_over_pairs(name, statistic):
             np.testing.assert_allclose(one, other, atol=1e-13 * (1 + np.max(np.abs(other))), err_msg=field)
 
 
+@pytest.mark.slow
 def test_single_precision_gives_the_same_numbers(tolerance):
     found = jax.jit(value_and_wasserstein_gradient)
     double, single = (found(mmd(target(t), gaussian(1.2)), measure(t, WEIGHTS)) for t in (jnp.float64, jnp.float32))
@@ -285,6 +286,7 @@ def test_structured_points_work_with_features():
         F(measure())
 
 
+@pytest.mark.slow
 def test_functionals_of_several_targets_map():
     targets = array(rng(0).normal(size=(3, M, D)))
     stack = jax.vmap(lambda y: mmd(y, gaussian(1.0)))(targets)

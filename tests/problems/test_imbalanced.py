@@ -144,6 +144,7 @@ def test_terms_average_to_the_value_and_starts_are_glorot(key):
     np.testing.assert_allclose(terms[np.array([0, 51])], weights * np.asarray(losses), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_extremes_of_each_class_are_those_of_its_dense_hessian(key):
     inputs, labels = example()
     problem: Any = problems.imbalanced_classification(inputs, labels, hidden=2, dtype=jnp.float64)

@@ -43,6 +43,7 @@ def test_an_interrupted_sweep_goes_on_as_if_nothing_had_been(every, chunk, stop,
     assert sorted(path.name for path in file.parent.iterdir()) == ["sweep.npz"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_too_and_further_than_first_asked(tmp_path):
     key, file = seeds(1)[0], str(tmp_path / "run.npz")
     F, mu0 = problem(key)
