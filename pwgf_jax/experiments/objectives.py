@@ -185,11 +185,43 @@ def _copy_average(
     return problems.copy_average(teachers, students, dimension=dimension, activation=activation, dtype=dtype)
 
 
+def _aligned(problem: Problem) -> Objective:
+    """Record how well the parameters align with the minimum, |cos| of their angle."""
+    leading = problem.minimum.point
+
+    def stats(u: Array) -> dict[str, Array]:
+        length = jnp.linalg.norm(u) * jnp.linalg.norm(leading)
+        return {"alignment": jnp.abs(u @ leading) / jnp.where(length > 0, length, 1)}
+
+    return Objective(problem, stats=stats)
+
+
 def _attention_pca(
     key: Array, dtype: Any, *, eigenvalues: list[float], prompt: int | None = None, scale: float = 1e-3
-) -> Problem:
-    """One attention head that learns the leading principal component."""
-    return problems.attention_pca(jnp.asarray(_rotated(key, eigenvalues), dtype), prompt=prompt, scale=scale)
+) -> Objective:
+    """One attention head that learns the leading principal component; its alignment with that is recorded."""
+    covariance = jnp.asarray(_rotated(key, eigenvalues), dtype)
+    return _aligned(problems.attention_pca(covariance, prompt=prompt, scale=scale))
+
+
+def _spiked_attention(
+    key: Array,
+    dtype: Any,
+    *,
+    prompts: int,
+    tokens: int,
+    dimension: int,
+    spike: float,
+    head: Literal["linear", "softmax"] = "linear",
+    scale: float = 1e-3,
+) -> Objective:
+    """The same head on random prompts of tokens N(0, I + spike·wwᵀ), a finite sum; its alignment with w is recorded."""
+    direction_key, prompt_key = jax.random.split(key)
+    w = jax.random.normal(direction_key, (dimension,), dtype)
+    w /= jnp.linalg.norm(w)
+    drawn = problems.spiked_wishart_prompts(prompt_key, prompts, tokens, dimension, spike, direction=w, dtype=dtype)
+    covariance = jnp.eye(dimension, dtype=dtype) + spike * jnp.outer(w, w)
+    return _aligned(problems.attention_pca(covariance, prompts=drawn, head=head, scale=scale))
 
 
 def _long_tailed_digits(
@@ -266,6 +298,7 @@ OBJECTIVES: dict[str, Callable[..., Problem | Objective]] = {
     "matrix_sensing": _matrix_sensing,
     "copy_average": _copy_average,
     "attention_pca": _attention_pca,
+    "spiked_attention": _spiked_attention,
     "long_tailed_digits": _long_tailed_digits,
 }
 """By name: (key of the data, dtype, numbers) -> the problem, which all seeds share; they differ in start and noise."""

@@ -255,6 +255,8 @@ def objectives(arms: Mapping[str, Arm]) -> list[list[list[str]]]:
     said = lambda arm: ", ".join(f"{count} {name}" for name, count in landing(arm).most_common())  # noqa: E731
     if any(set(landing(arm)) - {"elsewhere", "not finite"} for arm in known.values()):
         tables.append(rows("seeds end at", said))
+    if any("alignment" in arm.records for arm in known.values()):
+        tables.append(rows("final alignment", lambda arm: spread(arm.of("alignment")[:, -1])))
     return tables
 
 

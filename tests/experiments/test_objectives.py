@@ -36,6 +36,7 @@ OPTIONS = {
     "matrix_sensing": {"dimension": 2, "rank": 1, "measurements": 9},
     "copy_average": {"teachers": 3, "students": 2},
     "attention_pca": {"eigenvalues": [2.0, 1.0]},
+    "spiked_attention": {"prompts": 9, "tokens": 4, "dimension": 2, "spike": 3.0},
 }
 ARGUMENTS = {"adam": {"learning_rate": 0.01}, "sam": {"radius": 0.05}, "compressed_sgd": {"k": 1}}
 
@@ -52,7 +53,8 @@ def test_every_objective_starts_where_it_says_and_knows_its_values(name):
     F, mu = experiment.problem(experiment.keys[0])
     assert mu.size == 1
     assert np.isfinite(F(mu))
-    for point in ENTRIES[name].make(jax.random.split(experiment.keys[0])[0], jnp.float64, **OPTIONS[name]).saddles:
+    made = ENTRIES[name].make(jax.random.split(experiment.keys[0])[0], jnp.float64, **OPTIONS[name])
+    for point in getattr(made, "problem", made).saddles:
         assert experiment.facts["landmarks"][point.name] == pytest.approx(float(point.value))
 
 
@@ -61,6 +63,14 @@ def test_every_objective_starts_where_it_says_and_knows_its_values(name):
 def test_every_shipped_objective_can_be_made(path):
     for part in unfold(load(path, ["seeds=1"])):
         assert set(build(part.config).flows) == set(part.config.arms)
+
+
+def test_alignment_is_that_with_the_leading_eigenvector():
+    made = ENTRIES["attention_pca"].make(jax.random.key(0), jnp.float64, eigenvalues=[2.0, 1.0])
+    minor, leading = (x / jnp.linalg.norm(x) for x in (made.problem.saddles[1].point, made.problem.minimum.point))
+    for point, expected in [(-2 * leading, 1), (minor, 0), (leading + minor / 2, 1 / np.sqrt(1.25))]:
+        np.testing.assert_allclose(made.stats(point)["alignment"], expected, atol=1e-12)
+    assert made.stats(jnp.zeros(2))["alignment"] == 0
 
 
 def calls_of(name, steps, problem, **arguments):
@@ -75,7 +85,7 @@ def calls_of(name, steps, problem, **arguments):
         return problem.value(x)
 
     counted = problems.Problem(value, problem.init, problem.saddles, problem.minimum)
-    method = DESCENTS[name](Setting(counted, **CONSTANTS), **(ARGUMENTS.get(name, {}) | arguments))
+    method = DESCENTS[name](Setting(counted, 2.0, 6.0, 1e-3, 0.3), **(ARGUMENTS.get(name, {}) | arguments))
     record = Record(
         every=steps,
         state_stats=lambda state: dict(
