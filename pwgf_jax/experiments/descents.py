@@ -434,7 +434,7 @@ def constrained_escape(
     numbers = {name: value for name, value in _known(setting).items() if name != "delta"}
     # A point halfway to the boundary sees the whole of a curvature of −δ at half the radius at least.
     gamma = setting.delta * (radius / 2) ** 2
-    numbers["eps"] = setting.eps * radius  # a gap, of the objective's units
+    numbers["eps"] = setting.eps * radius / 2  # the gap there is at least half a radius times the gradient
 
     def make(key: Array) -> optax.GradientTransformation:
         domain = transforms.ball(radius)

@@ -23,6 +23,7 @@ Axis: TypeAlias = Literal["steps", "gradients", "seconds"]
 # in an order of falling contrast of lightness, and with a line style each, so that they also work in grey.
 _COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 _LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+_LANDMARKS = 12  # values of critical points that a panel has room for
 _PANELS = {
     "value": r"objective $F(\mu_k)$",
     "gradient_norm": r"gradient norm $\|\nabla_{\!\mu} F(\mu_k)\|$",
@@ -369,6 +370,10 @@ def _panel(
         if len(values) > 1:
             ax.fill_between(step, low, high, color=styles[label]["color"], alpha=0.15, linewidth=0)
         curves.append(mean)
+    known = {level for arm in arms.values() for level in arm.info.get("landmarks", {}).values()}
+    if name == "value" and len(known) <= _LANDMARKS:
+        for level in known:  # of the critical points: where a staircase has its steps
+            ax.axhline(level, color="0.85", linewidth=0.6, zorder=0)
     ax.set_ylabel(_PANELS[name])
     ax.margins(x=0.01)
     every = np.concatenate(curves) if curves else np.ones(1)

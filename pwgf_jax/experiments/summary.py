@@ -241,16 +241,21 @@ def objectives(arms: Mapping[str, Arm]) -> list[list[list[str]]]:
     tables = []
     if all("second_order" in arm.info for arm in known.values()):
         tables.append(rows("cost of a second-order point", lambda arm: _reached(to_second_order(arm, gradients(arm)))))
+    counted = ("gradients", "products", "values", *(["bits"] if single else []))
+    units = [unit for unit in counted if any(unit in arm.records for arm in known.values())]
+    if not single and tables and units:
+
+        def counts(arm: Arm) -> str:
+            middle = [np.median(to_second_order(arm, arm.records[unit])) for unit in units if unit in arm.records]
+            return " / ".join(_number(each) if each < NEVER / 10 else "–" for each in middle)
+
+        tables.append(rows(f"{' / '.join(units)} to it", counts))
+        tables.append(rows("seconds to it", lambda arm: _reached(to_second_order(arm, seconds(arm)))))
     if single and tables:
-        units = [
-            unit
-            for unit in ("gradients", "products", "values", "bits")
-            if any(unit in a.records for a in known.values())
-        ]
         tables[0][0] += ["steps", *units, "seconds"]
         for row, arm in zip(tables[0][1:], known.values(), strict=True):
             row.append(_reached(to_second_order(arm, arm.records["step"])))
-            row += [_reached(to_second_order(arm, arm.records[u])) if u in arm.records else "–" for u in units]
+            row += [_reached(to_second_order(arm, arm.records[unit])) if unit in arm.records else "–" for unit in units]
             row.append(_reached(to_second_order(arm, seconds(arm))))
     said = lambda arm: ", ".join(f"{count} {name}" for name, count in landing(arm).most_common())  # noqa: E731
     if any(set(landing(arm)) - {"elsewhere", "not finite"} for arm in known.values()):
