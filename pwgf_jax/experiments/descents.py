@@ -101,12 +101,12 @@ def _drawn(key: Array) -> _Drawn:
 
 
 def _batches(
-    setting: Setting, batch: int | None, key: Array, defer: int | None = None
-) -> optax.GradientTransformationExtraArgs:
-    """Put the gradient that a step sees in the place of the whole one's; nothing where they are the same."""
+    setting: Setting, batch: int | None, defer: int | None = None
+) -> Callable[[Array], optax.GradientTransformationExtraArgs]:
+    """With a key, put the gradient that a step sees in the place of the whole one; nothing where they are the same."""
     seen = _seen(setting, batch, defer)
     if batch is None and defer is None:
-        return optax.with_extra_args_support(optax.identity())
+        return lambda key: optax.with_extra_args_support(optax.identity())
 
     def update(
         updates: PyTree,
@@ -121,7 +121,7 @@ def _batches(
         gradient, state = seen(state, value_fn, grad_fn)
         return gradient(params), state
 
-    return optax.GradientTransformationExtraArgs(lambda params: _drawn(key), update)
+    return lambda key: optax.GradientTransformationExtraArgs(lambda params: _drawn(key), update)
 
 
 def _share(setting: Setting, batch: int | None) -> float:
@@ -159,16 +159,14 @@ def sgd(
 
     From the step ``defer`` on, the gradient is that of what the objective offers for later.
     """
-    rate = _rate(setting, learning_rate)
-    _seen(setting, batch, defer)
-    make = lambda key: _chain(_batches(setting, batch, key, defer), optax.sgd(rate, momentum))  # noqa: E731
-    return Descent(make, _every_step(_share(setting, batch)))
+    batches, step = _batches(setting, batch, defer), optax.sgd(_rate(setting, learning_rate), momentum)
+    return Descent(lambda key: _chain(batches(key), step), _every_step(_share(setting, batch)))
 
 
 def adam(setting: Setting, *, learning_rate: float, batch: int | None = None) -> Descent:
     """Adam."""
-    make = lambda key: _chain(_batches(setting, batch, key), optax.adam(learning_rate))  # noqa: E731
-    return Descent(make, _every_step(_share(setting, batch)))
+    batches, step = _batches(setting, batch), optax.adam(learning_rate)
+    return Descent(lambda key: _chain(batches(key), step), _every_step(_share(setting, batch)))
 
 
 def noisy_sgd(setting: Setting, *, learning_rate: float | None = None, radius: float | None = None) -> Descent:
@@ -354,6 +352,7 @@ def compressed_sgd(
     rate = k / d / setting.smoothness if learning_rate is None else learning_rate
     length = setting.eps / 3 if radius is None else radius
     known = {"random_k": transforms.random_k, "top_k": transforms.top_k}
+    batches = _batches(setting, batch)
 
     def make(key: Array) -> optax.GradientTransformationExtraArgs:
         batch_key, key = jax.random.split(key)
@@ -364,7 +363,7 @@ def compressed_sgd(
             reset_every=reset_every or math.ceil(d / k),
             key=key,
         )
-        return _chain(_batches(setting, batch, batch_key), sending)
+        return _chain(batches(batch_key), sending)
 
     return Descent(make, _every_step(_share(setting, batch)))
 
