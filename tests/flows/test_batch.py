@@ -20,7 +20,7 @@ from pwgf_jax import (
     saddle_free_newton,
     wgf,
 )
-from pwgf_jax.flows import Evaluation, gradient
+from pwgf_jax.flows import Evaluation, gradient, sobolev_descent, wasserstein_newton
 from pwgf_jax.flows.spectral import spectral
 from pwgf_jax.transforms import gradient_trigger
 from tests.oracles.closed_forms import Network, matrix_loss
@@ -168,8 +168,10 @@ def test_minibatches_lead_to_the_minimum():
         lambda b: wgf(0.1, batch_size=b),
         lambda b: pwgf(0.1, eps=0.1, eta_p=0.1, k_thres=3, f_thres=0.1, batch_size=b),
         lambda b: saddle_free_newton(0.1, beta=0.1, batch_size=b),
+        lambda b: sobolev_descent(0.1, damping=0.1, batch_size=b),
+        lambda b: wasserstein_newton(0.1, beta=0.1, batch_size=b),
     ],
-    ids=["wgf", "pwgf", "saddle-free"],
+    ids=["wgf", "pwgf", "saddle-free", "sobolev", "newton"],
 )
 def test_what_cannot_be_batched_is_refused(make):
     F, mu = problem()
