@@ -17,7 +17,7 @@ from pwgf_jax.experiments.summary import NEVER, halved, to_second_order, varied
 
 __all__ = ["Axis", "band", "canvas", "draw", "draw_profile", "draw_snapshots", "draw_varied", "style"]
 
-Axis: TypeAlias = Literal["steps", "gradients", "seconds"]
+Axis: TypeAlias = Literal["steps", "gradients", "seconds", "bits"]
 
 # Okabe and Ito's colours, which all kinds of colour vision tell apart, without the yellow that white paper swallows;
 # in an order of falling contrast of lightness, and with a line style each, so that they also work in grey.
@@ -37,6 +37,7 @@ _AXES: dict[Axis, str] = {
     "steps": "step $k$",
     "gradients": "cost in gradients of the whole objective",
     "seconds": "seconds, all seeds together",
+    "bits": "bits sent",
 }
 _STYLE: Any = {
     "font.size": 8,
@@ -207,7 +208,9 @@ def draw_varied(arms: Mapping[str, Arm], path: Path) -> list[Path]:
         for i, (name, runs) in enumerate(families.items()):
             beside = 0.08 * (i - (len(families) - 1) / 2)  # words leave room for it, and errors hide each other
             at = np.array([value if numeric else values.index(value) + beside for value, _ in runs])
-            look = {"marker": "o", "markersize": 3.5, "capsize": 2, "label": name, **style(i)}
+            look = {"marker": "osD^vPX"[i % 7], "markersize": 3.5, "capsize": 2, "label": name, **style(i)}
+            if not numeric:  # nothing lies between two names
+                look["linestyle"] = "none"
             left_of = [arm.of("tail_accuracy")[:, -1] if classes else halved(arm) for _, arm in runs]
             low, middle, high = np.array([np.quantile(values, [0.25, 0.5, 0.75]) for values in left_of]).T
             longest = np.array([arm.records["step"][-1] for _, arm in runs])
@@ -352,6 +355,10 @@ def _reading(arm: Arm, x: Axis) -> np.ndarray:
     """Where the records lie on an axis, shape (records,); the mean over the seeds of what differs between them."""
     if x == "steps":
         return arm.records["step"]
+    if x == "bits":
+        if "bits" not in arm.records:
+            raise ConfigError('bits are counted by transform = "compressed_sgd" only; draw against something else.')
+        return arm.records["bits"].mean(axis=0)
     return seconds(arm) if x == "seconds" else gradients(arm).mean(axis=0)
 
 
