@@ -289,6 +289,7 @@ def test_no_more_products_are_spent_than_allowed(max_products):
     assert_bounds_hold(found, F, mu, max_products)
 
 
+@pytest.mark.slow
 def test_the_basis_never_outgrows_its_memory_and_restarts_find_what_one_basis_does_not(monkeypatch):
     F, mu = quadratic(0, HARD, jnp.float64, size=WIDE), Particles.uniform(jnp.zeros((1, WIDE)))
     module = sys.modules[certify.__module__]  # the function has the name of its module

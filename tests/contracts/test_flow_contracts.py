@@ -216,6 +216,7 @@ def test_duplicated_particles_move_as_the_single_ones(name, tolerance):
     np.testing.assert_allclose(double.evaluation.gradient_norm, single.evaluation.gradient_norm, rtol=tolerance(dtype))
 
 
+@pytest.mark.slow
 @noise_free_flows
 def test_particles_as_a_dict_are_the_particles_as_rows(name, tolerance):
     F, slope, _ = problem(jnp.float64)

@@ -33,8 +33,16 @@ def is_objective(path) -> bool:
     return "\nobjective = " in path.read_text(encoding="utf-8")
 
 
+QUICK = {"matrix_factorization", "icfl", "certificate", "minibatch", "student_teacher", "mean_field_langevin"}
+
+
 @pytest.mark.parametrize(
-    "path", [path for path in sorted(CONFIGS.glob("*.toml")) if not is_objective(path)], ids=lambda path: path.stem
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else [pytest.mark.slow])
+        for path in sorted(CONFIGS.glob("*.toml"))
+        if not is_objective(path)
+    ],
 )
 def test_every_shipped_config_can_be_made(path):
     points = {"wsfn_digits": 50, "digits": 50, "student_teacher": 100, "student_teacher_dense": 100}.get(path.stem, 8)

@@ -127,6 +127,7 @@ def test_the_mmd_flow_descends_by_what_is_promised(gamma, dtype):
     assert values[-1] < 0.1 * values[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smoothness", [None, np.sqrt(3 * 2) / ELL**2], ids=["measured", "given"])
 def test_adaptive_noise_keeps_its_inequality_and_descends(smoothness):
     F, mu = HalfMmd(jnp.asarray(rng(3).normal(size=(8, 2)))), measure(6, 2)

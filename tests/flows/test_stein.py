@@ -158,6 +158,7 @@ def test_the_discrepancy_and_its_derivatives_are_those_of_the_double_loop(kernel
     np.testing.assert_array_equal(found[1][1], 0)
 
 
+@pytest.mark.slow
 def test_its_hessian_is_that_of_its_values():
     F, mu = stein_discrepancy(quartic, gaussian(ELL)), Particles.uniform(jnp.asarray(POINTS[:3]))
     full, integral, local, plain = jax.jit(

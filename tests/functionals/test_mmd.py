@@ -132,6 +132,7 @@ def test_u_and_v_differ_by_the_self_term_and_the_normaliser(weights):
         np.testing.assert_allclose(U, (np.sum(matrix) - np.trace(matrix)) / (N * (N - 1)), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_v_keeps_the_contract_of_functionals_and_u_all_but_splitting():
     mu = measure(weights=WEIGHTS)
     check_functional(jax.jit(mmd(target(), gaussian(1.0)).__call__), mu)

@@ -147,6 +147,7 @@ def within_error(terms, expected, errors=5):
     assert np.all(np.abs(terms.mean(axis=0) - expected) < errors * terms.std(axis=0) / np.sqrt(len(terms)))
 
 
+@pytest.mark.slow
 def test_spiked_prompts_with_one_direction_are_those_of_its_covariance(key):
     theta, length, w = 1.5, 5, jnp.asarray([0.6, 0.8, 0.0])
     X = problems.spiked_wishart_prompts(key, 20_000, length, 3, theta, direction=2 * w, dtype=X64)

@@ -159,6 +159,7 @@ def test_a_seed_that_is_not_finite_freezes_alone(mapped):
     assert_same(*(jax.tree.map(lambda x: x[others], s) for s in (together, mapped)))
 
 
+@pytest.mark.slow
 def test_the_callers_arrays_survive(key):
     F, mu0 = problem(key)
     before = np.array(mu0.points)

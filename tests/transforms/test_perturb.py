@@ -60,6 +60,7 @@ def test_the_window_of_the_transform_is_that_of_the_papers_algorithm():
     np.testing.assert_array_equal(moved, [True] * 6 + [False] * 3)
 
 
+@pytest.mark.slow
 def test_ball_noise_is_uniform_in_the_ball_over_the_whole_tree():
     like = {"a": jnp.zeros(2, jnp.float64), "b": jnp.zeros((), jnp.float32)}
     draws = jax.vmap(lambda key: ball_noise(2.0)(key, like, None))(jax.random.split(KEY, 20_000))
