@@ -169,6 +169,8 @@ def test_a_run_over_objectives_says_who_arrives_where(finished, capsys):
     assert "| pgd          | 2 well" in summary
     files = {"figure.png", "figure-well.png", "figure-pair.png"}
     assert files <= {path.name for path in finished.iterdir()}
+    assert main(["plot", str(finished), "--x", "bits"]) == 2
+    assert "bits are counted by" in capsys.readouterr().err
     certified = {(each.arm, each.seed): each.certificate.verdict.name for each in certify_run(open_run(finished))}
     assert certified["sgd-well", 0] == "saddle"
     assert certified["pgd-well", 1] == "second_order_stationary"
