@@ -261,7 +261,8 @@ def objectives(arms: Mapping[str, Arm]) -> list[list[list[str]]]:
     if any(set(landing(arm)) - {"elsewhere", "not finite"} for arm in known.values()):
         tables.append(rows("seeds end at", said))
     if any("alignment" in arm.records for arm in known.values()):
-        tables.append(rows("final alignment", lambda arm: spread(arm.of("alignment")[:, -1])))
+        last = lambda arm: spread(arm.of("alignment")[:, -1]) if "alignment" in arm.records else "–"  # noqa: E731
+        tables.append(rows("final alignment", last))
     return tables
 
 

@@ -14,9 +14,10 @@ from pwgf_jax.experiments.certification import certify_run
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.config import parse, unfold
 from pwgf_jax.experiments.descents import DESCENTS
-from pwgf_jax.experiments.folder import open_run
+from pwgf_jax.experiments.folder import Arm, open_run
 from pwgf_jax.experiments.objectives import OBJECTIVES, Setting
 from pwgf_jax.experiments.registry import OBJECTIVES as ENTRIES
+from pwgf_jax.experiments.summary import objectives
 from pwgf_jax.flows import descent
 from pwgf_jax.solve import Record
 
@@ -175,6 +176,23 @@ def test_a_run_over_objectives_says_who_arrives_where(finished, capsys):
     assert certified["sgd-well", 0] == "saddle"
     assert certified["pgd-well", 1] == "second_order_stationary"
     assert json.loads((finished / "run.json").read_text())["arms"]["sgd-pair"]["varied"]["value"] == "pair"
+
+
+def test_arms_that_record_different_things_share_their_tables():
+    def arm(name, **records):
+        zeros = {
+            key: np.zeros((1, 2)) for key in ("value", "gradient_norm", "curvature", "gradients", "products", "values")
+        }
+        facts = {"landmarks": {"well": 0.0}, "second_order": {"eps": 0.1, "delta": 0.1}}
+        varied = {"varied": {"arm": "pgd", "key": "problem", "value": name}}
+        return Arm(zeros | {"step": np.array([0, 5])} | records, np.array([2]), facts | varied)
+
+    ones = np.ones((1, 2))
+    arms = {"pgd-a": arm("a"), "pgd-b": arm("b", alignment=ones), "pgd-c": arm("c", bits=8 * ones)}
+    tables = {rows[0][0]: rows[1:] for rows in objectives(arms)}
+    assert tables["final alignment"] == [["pgd", "–", "1", "–"]]
+    assert tables["seeds end at"] == [["pgd", "1 well", "1 well", "1 well"]]
+    assert tables["gradients / products / values to it"] == [["pgd", *["0 / 0 / 0"] * 3]]
 
 
 def test_an_objective_survives_being_written_and_read():
