@@ -262,6 +262,7 @@ def test_depth_is_capped_by_the_size_of_the_operator():
 # --- fields, measures and transformations -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pytree_fields_are_their_ravelled_vectors(dtype, tolerance):
     A = matrix("indefinite", dtype)
     draw = rng(2)
@@ -282,6 +283,7 @@ def test_pytree_fields_are_their_ravelled_vectors(dtype, tolerance):
     np.testing.assert_allclose(pair.eigenvalue, -2, atol=tolerance(dtype))
 
 
+@pytest.mark.slow
 def test_hessian_operators_are_decomposed_in_their_own_inner_product(dtype, tolerance):
     draw = rng(8)
     inputs, targets = (jnp.asarray(draw.normal(size=(6, k)), dtype) for k in (2, 1))

@@ -120,6 +120,7 @@ def test_pwgf_is_that_composition_with_hessian_guided_noise():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [pwgf, isotropic_pwgf])
 def test_a_convex_functional_gets_one_jump_and_stops(make):
     def F(mu):

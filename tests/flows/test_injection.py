@@ -60,6 +60,7 @@ def evaluate(direction, F, mu, key=KEY, step=0):
     return jax.jit(lambda key, mu: direction.at(jnp.int32(step))(key, F, mu))(key, mu)
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_clean_measure_at_noisy_points(dtype, tolerance):
     draw = rng(2)
     weights = np.array([0.4, 0.1, 0.0, 0.2, 0.3])

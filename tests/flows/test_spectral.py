@@ -105,6 +105,7 @@ def test_newton_is_drawn_to_the_saddle_that_saddle_free_newton_leaves():
     np.testing.assert_allclose(free.evaluation.value, -0.25, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_an_exact_saddle_is_left_by_a_perturbation_only():
     start = Particles.uniform(jnp.zeros((4, 2)))
     still = after(saddle_free_newton(0.5, beta=1e-2), mean_quartic, start, steps=10)

@@ -121,6 +121,7 @@ def test_a_finished_sweep_is_not_computed_further():
     assert solution.records["value"].shape == (SEEDS, 41)
 
 
+@pytest.mark.slow
 def test_progress_tells_how_every_seed_stands(mapped):
     seen = []
     sweep(METHOD, problem, seeds(SEEDS), STEPS, batching="map", chunk=16, progress=seen.append)
