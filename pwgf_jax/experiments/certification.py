@@ -74,10 +74,12 @@ def certify_run(
     Args:
         folder: of the run.
         arm: one arm, or every finished one.
-        eps: gradient norm that counts as stationary. If not given, it is the arm's own eps, if its gradient norm has
-            ever been above that; else 1 % of the largest gradient norm on record for the arm, but at least 1e-3.
-        delta: curvature that counts as negative. If not given, it is 1 % of the scale of the full Hessian at the start
-            of the first seed: of the largest absolute Ritz value of 16 Lanczos steps.
+        eps: gradient norm that counts as stationary. If not given, it is that of an objective's constants; else the
+            arm's own eps, if its gradient norm has ever been above that; else 1 % of the largest gradient norm on
+            record for the arm, but at least 1e-3.
+        delta: curvature that counts as negative. If not given, it is that of an objective's constants; else 1 % of
+            the scale of the full Hessian at the start of the first seed: of the largest absolute Ritz value of 16
+            Lanczos steps.
         seeds: only the first so many of every arm.
 
     Returns:
@@ -106,9 +108,10 @@ def certify_run(
     with settings(config):
         for part, experiment in experiments(config):
             chosen = [label for label in part.config.arms if label in (arms if arm is None else [arm])]
-            curvature = delta or (_start_scale(experiment) / 100 if chosen else 0.0)
+            known = part.config.problem.constants or {}
+            curvature = delta or known.get("delta") or (_start_scale(experiment) / 100 if chosen else 0.0)
             for label in chosen:
-                small = eps or _own_eps(part.config.arms[label], arms[label])
+                small = eps or known.get("eps") or _own_eps(part.config.arms[label], arms[label])
                 count = min(seeds or config.seeds, config.seeds)
                 certified += _certify_arm(label, experiment, final, small, curvature, count)
     return certified

@@ -260,6 +260,11 @@ def _method(table: dict[str, Any], place: Place) -> Method:
     """A flow or transform and its arguments; ``steps``, and a table of jumps, are read like the rest."""
     steps = {name: value for name, value in table.items() if name == "steps"}
     kind, known = ("transform", TRANSFORMS) if "transform" in table else ("flow", FLOWS)
+    if kind not in table:
+        raise ConfigError(
+            f"{place.file}: missing key {(place / kind).key}; {suggestion('', FLOWS)}; "
+            f"or, for an objective, {(place / 'transform').key}; {suggestion('', TRANSFORMS)}"
+        )
     call = _call({name: value for name, value in table.items() if name != "steps"}, kind, known, place)
     if isinstance(jumps := call.arguments.get("perturbation"), dict):
         call.arguments["perturbation"] = read(jumps, JUMPS, place / "perturbation")

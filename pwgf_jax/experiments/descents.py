@@ -13,7 +13,6 @@ from jaxtyping import Array, PyTree
 
 from pwgf_jax import transforms
 from pwgf_jax.experiments.objectives import Setting
-from pwgf_jax.krylov import check_key
 
 __all__ = ["DESCENTS", "Descent", "Spent"]
 
@@ -90,13 +89,12 @@ def _seen(setting: Setting, batch: int | None, defer: int | None) -> Callable[..
             return now, after
         then = jax.grad(later.value if indices is None else lambda x: jnp.mean(later.components(x, indices)))
         changed = state.step >= defer
-        return lambda x: jax.tree.map(lambda a, b: jnp.where(changed, b, a), now(x), then(x)), after
+        return lambda x: jax.lax.cond(changed, then, now, x), after
 
     return seen
 
 
 def _drawn(key: Array) -> _Drawn:
-    check_key(key, "_drawn")
     return _Drawn(key, jnp.zeros((), jnp.int32))
 
 

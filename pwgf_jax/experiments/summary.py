@@ -103,7 +103,9 @@ def overview(arms: Mapping[str, Arm]) -> list[list[str]]:
     extra |= {f"{part}_accuracy": f"that of the {part}" for part in ("head", "tail")}
     present = [name for name in extra if any(name in arm.records for arm in arms.values())]
     heading = ["arm", "final F", "final gradient norm", *(extra[name] for name in present), "gradient peak at step"]
-    heading += [f"steps to {label} of F₀" for label in FRACTIONS] + ["jumps", "stopped at step", "ended as", "seconds"]
+    # The value of an objective may be zero or below at the start: it has its own tables.
+    fractions = {} if all("landmarks" in arm.info for arm in arms.values()) else FRACTIONS
+    heading += [f"steps to {label} of F₀" for label in fractions] + ["jumps", "stopped at step", "ended as", "seconds"]
     rows = [heading]
     for name, arm in arms.items():
         ended = Counter(Status(int(code)).name for code in arm.status)
@@ -111,7 +113,7 @@ def overview(arms: Mapping[str, Arm]) -> list[list[str]]:
         row += [spread(arm.of(record)[:, -1]) if record in arm.records else "–" for record in present]
         start = arm.of(arm.objective)[:, :1]
         row += [spread(gradient_peak(arm))]
-        row += [_reached(first_below(arm, fraction * start)) for fraction in FRACTIONS.values()]
+        row += [_reached(first_below(arm, fraction * start)) for fraction in fractions.values()]
         row += [spread(arm.of("perturbed").sum(axis=1).astype(float))]
         taken = np.asarray(arm.info.get("steps", np.full(arm.finite.shape, arm.records["step"][-1])), float)
         row += [spread(taken[arm.finite])]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from pwgf_jax.krylov import check_key
 from pwgf_jax.problems.base import CriticalPoint, Problem
 
 __all__ = ["attention_pca", "copy_average", "spiked_wishart_prompts"]
@@ -321,8 +322,7 @@ def spiked_wishart_prompts(
     References:
         Maulen-Soto, Boyer, arXiv:2605.18315; the risk for random w is ours, and is derived in the tests.
     """
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        raise TypeError(f"spiked_wishart_prompts: key is a {key.dtype} array; make one with jax.random.key(seed).")
+    check_key(key, "spiked_wishart_prompts")
     if min(prompts, tokens, dimension) < 1:
         raise ValueError(
             f"spiked_wishart_prompts: prompts={prompts}, tokens={tokens}, dimension={dimension}; "

@@ -173,6 +173,10 @@ def test_a_run_over_objectives_says_who_arrives_where(finished, capsys):
     assert main(["plot", str(finished), "--x", "bits"]) == 2
     assert "bits are counted by" in capsys.readouterr().err
     certified = {(each.arm, each.seed): each.certificate.verdict.name for each in certify_run(open_run(finished))}
+    assert {(each.certificate.eps, each.certificate.delta) for each in certify_run(open_run(finished), seeds=1)} == {
+        (1e-3, 0.3),
+        (1e-3, 0.01),
+    }  # of the objectives' constants
     assert certified["sgd-well", 0] == "saddle"
     assert certified["pgd-well", 1] == "second_order_stationary"
     assert json.loads((finished / "run.json").read_text())["arms"]["sgd-pair"]["varied"]["value"] == "pair"
@@ -227,6 +231,10 @@ def tomled(config):
         ({"problem": document()["problem"] | {"start": {"at": "orign"}}}, 'at = "orign"; .*did you mean origin'),
         ({"problem": document()["problem"] | {"start": {"at": "origin", "scale": -1.0}}}, "scale = -1.0"),
         ({"problem": document()["problem"] | {"options": {"dimension": 0}}}, "problem.options: .*dimension"),
+        (
+            {"arms": {"a": {"k": 2}}},
+            "missing key arms.a.flow; .*; or, for an objective, arms.a.transform; allowed: sgd",
+        ),
         ({"arms": {"a": {"transform": "pdg"}}}, "arms.a.transform: .*; did you mean pgd"),
         ({"arms": {"a": {"transform": "sgd", "batch": 3}}}, "arms.a: batch = 3; the objective has 1 terms"),
         ({"arms": {"a": {"transform": "sam"}}}, "missing key arms.a.radius"),
