@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from pwgf_jax.krylov import check_key
-from pwgf_jax.transforms.perturb import _ravel
+from pwgf_jax.transforms import trees
 
 __all__ = [
     "Compressor",
@@ -184,7 +184,7 @@ def error_feedback(compressor: Compressor, *, reset_every: int, key: Array) -> o
         del params, extra_args
         next_key, draw_key = jax.random.split(state.key)
         count = state.count + 1
-        whole, unravel = _ravel(jax.tree.map(lambda e, g: e + g.astype(e.dtype), state.error, updates))
+        whole, unravel = trees.ravel(jax.tree.map(lambda e, g: e + g.astype(e.dtype), state.error, updates))
         sent = jnp.where(count % reset_every == 0, whole, compressor.compress(draw_key, whole))
         width = jnp.finfo(whole.dtype).bits
         resets = count // reset_every

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax.krylov import check_key
-from pwgf_jax.transforms.perturb import _positive, _ravel, needed
+from pwgf_jax.transforms import trees
 
 __all__ = ["ConstrainedState", "Domain", "ball", "box", "constrained_escape", "polytope", "simplex"]
 
@@ -53,7 +53,7 @@ def _unit(x: Array) -> tuple[Array, Array]:
 
 
 def _vector(name: str, given: PyTree, x: Array) -> Array:
-    flat = _ravel(given)[0].astype(x.dtype)
+    flat = trees.ravel(given)[0].astype(x.dtype)
     if flat.size not in (1, x.size):
         raise ValueError(f"{name} has {flat.size} numbers for {x.size} parameters; give one, or as many.")
     return jnp.broadcast_to(flat, x.shape)
@@ -82,7 +82,7 @@ def ball(radius: float, center: PyTree = 0.0) -> Domain:
     References:
         Moré, Sorensen, SIAM J. Sci. Stat. Comput. 4 (1983), for the trust-region problem and its hard case.
     """
-    _positive("ball: radius", radius)
+    trees.positive("ball: radius", radius)
 
     def project(x: Float[Array, " d"]) -> Float[Array, " d"]:
         c = _vector("ball: center", center, x)
@@ -220,7 +220,7 @@ def box(lower: PyTree, upper: PyTree) -> Domain:
         >>> box(-1.0, 2.0).oracle(jnp.array([1.0, -1.0])).tolist()
         [-1.0, 2.0]
     """
-    low, high = (np.asarray(_ravel(each)[0]) for each in (lower, upper))
+    low, high = (np.asarray(trees.ravel(each)[0]) for each in (lower, upper))
     if low.size != high.size and 1 not in (low.size, high.size):
         raise ValueError(f"box: lower has {low.size} numbers and upper {high.size}; give one, or as many.")
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
@@ -258,7 +258,7 @@ def simplex(total: float = 1.0) -> Domain:
         >>> simplex().oracle(jnp.array([1.0, -1.0, 0.0])).tolist()
         [0.0, 1.0, 0.0]
     """
-    _positive("simplex: total", total)
+    trees.positive("simplex: total", total)
 
     def oracle(g: Float[Array, " d"]) -> Float[Array, " d"]:
         return total * jax.nn.one_hot(jnp.argmin(g), g.size, dtype=g.dtype)
@@ -295,7 +295,7 @@ def polytope(
         >>> triangle.oracle(jnp.array([-2.0, -1.0])).tolist()
         [1.0, 0.0]
     """
-    _positive("polytope: diameter", diameter)
+    trees.positive("polytope: diameter", diameter)
     return Domain(project, linear_oracle, lambda x: diameter, _search_by_oracle(linear_oracle))
 
 
@@ -386,7 +386,7 @@ def constrained_escape(
     check_key(key, "constrained_escape")
     given = {"smoothness": smoothness, "hessian_lipschitz": hessian_lipschitz, "eps": eps, "gamma": gamma}
     for name, number in given.items():
-        _positive(f"constrained_escape: {name}", number)
+        trees.positive(f"constrained_escape: {name}", number)
     if first_order not in ("projected", "frank_wolfe"):
         raise ValueError(f'constrained_escape: first_order={first_order!r}; choose "projected" or "frank_wolfe".')
     project = domain.project
@@ -394,16 +394,16 @@ def constrained_escape(
         raise ValueError('constrained_escape: the domain has no projection; choose first_order="frank_wolfe".')
 
     def init(params: PyTree) -> ConstrainedState:
-        zero = jnp.zeros((), _ravel(params)[0].dtype)
+        zero = jnp.zeros((), trees.ravel(params)[0].dtype)
         return ConstrainedState(key, zero + jnp.inf, zero, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
     ) -> tuple[PyTree, ConstrainedState]:
         del extra_args
-        needed("constrained_escape", params=params, value_fn=value_fn)
-        x, unravel = _ravel(params)
-        g = _ravel(updates)[0].astype(x.dtype)
+        trees.needed("constrained_escape", params=params, value_fn=value_fn)
+        x, unravel = trees.ravel(params)
+        g = trees.ravel(updates)[0].astype(x.dtype)
         next_key, search_key = jax.random.split(state.key)
         with jax.default_matmul_precision("highest"):
             toward = domain.oracle(g) - x

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax.krylov import check_key
-from pwgf_jax.transforms.perturb import _dtype, _norm, _positive, _ravel, needed
+from pwgf_jax.transforms import trees
 
 __all__ = [
     "NegativeCurvature",
@@ -27,7 +27,7 @@ __all__ = [
 
 def _check_positive(caller: str, **numbers: float | Array) -> None:
     for name, number in numbers.items():
-        _positive(f"{caller}: {name}", number)
+        trees.positive(f"{caller}: {name}", number)
 
 
 def coordinate_gradient(value_fn: Callable[[PyTree], Array], params: PyTree, mu: float | Array) -> PyTree:
@@ -56,7 +56,7 @@ def coordinate_gradient(value_fn: Callable[[PyTree], Array], params: PyTree, mu:
         Zhang, Xiong, Gu, arXiv:2210.01496, Sec. 3.
     """
     _check_positive("coordinate_gradient", mu=mu)
-    flat, unravel = _ravel(params)
+    flat, unravel = trees.ravel(params)
 
     def slope(i: Array) -> Array:
         ahead, behind = (value_fn(unravel(flat.at[i].add(step))) for step in (mu, -mu))
@@ -97,7 +97,7 @@ def gaussian_gradient(
     _check_positive("gaussian_gradient", mu=mu)
     if samples < 1:
         raise ValueError(f"gaussian_gradient: samples={samples}; give at least one direction.")
-    flat, unravel = _ravel(params)
+    flat, unravel = trees.ravel(params)
 
     def one(key: Array) -> Array:
         z = jax.random.normal(key, flat.shape, flat.dtype)
@@ -176,18 +176,18 @@ def negative_curvature(
     """
     check_key(key, "negative_curvature")
     _check_positive("negative_curvature", smoothness=smoothness, delta=delta, radius=radius)
-    flat, unravel = _ravel(params)
+    flat, unravel = trees.ravel(params)
     if steps is None:
         steps = math.ceil(8 * math.sqrt(smoothness / delta) + math.log(flat.size))
     if steps < 1:
         raise ValueError(f"negative_curvature: steps={steps}; give at least one.")
-    here = _ravel(gradient(params))[0].astype(flat.dtype)
+    here = trees.ravel(gradient(params))[0].astype(flat.dtype)
 
     def product(v: Array) -> Array:
         """H v by a difference over the radius along v, which is of any length."""
         length = jnp.linalg.norm(v)
         step = radius / jnp.where(length > 0, length, 1)
-        ahead = _ravel(gradient(unravel(flat + step * v)))[0].astype(flat.dtype)
+        ahead = trees.ravel(gradient(unravel(flat + step * v)))[0].astype(flat.dtype)
         return (ahead - here) / step
 
     def mapped(v: Array) -> Array:
@@ -296,14 +296,14 @@ def negative_curvature_descent(
         **extra_args: Any,
     ) -> tuple[PyTree, NegativeCurvatureState]:
         del extra_args
-        needed("negative_curvature_descent", params=params, value_fn=value_fn)
+        trees.needed("negative_curvature_descent", params=params, value_fn=value_fn)
 
         def search(key: Array) -> NegativeCurvature:
             return negative_curvature(
                 jax.grad(value_fn), params, key, smoothness=smoothness, delta=delta, radius=radius, steps=steps
             )
 
-        small = _norm(updates) <= eps
+        small = trees.norm(updates) <= eps
         return _escape(updates, state, params, search, small, 1 / smoothness, delta / hessian_lipschitz, 1)
 
     return optax.GradientTransformationExtraArgs(_state(key), update)
@@ -311,7 +311,7 @@ def negative_curvature_descent(
 
 def _state(key: Array) -> Any:
     def init(params: PyTree) -> NegativeCurvatureState:
-        curvature = jnp.full((), jnp.inf, _dtype(params))
+        curvature = jnp.full((), jnp.inf, trees.dtype(params))
         return NegativeCurvatureState(key, jnp.zeros((), jnp.int32), curvature, jnp.zeros((), bool))
 
     return init
@@ -328,13 +328,13 @@ def _escape(
     queries: Any,
 ) -> tuple[PyTree, NegativeCurvatureState]:
     """A step of size ``rate`` along the gradient; where it is small, ``length`` along negative curvature or the end."""
-    g, unravel = _ravel(gradient)
+    g, unravel = trees.ravel(gradient)
     next_key, search_key, sign_key = jax.random.split(state.key, 3)
     looks = small & ~state.stopped
 
     def look(_: Any) -> tuple[Array, Array, Array, Array]:
         seen = search(search_key)
-        v = _ravel(seen.direction)[0].astype(g.dtype)
+        v = trees.ravel(seen.direction)[0].astype(g.dtype)
         slope = g @ v
         flip = jnp.where(slope == 0, jax.random.rademacher(sign_key, (), g.dtype), -jnp.sign(slope))
         jump = jnp.where(seen.found, length * flip * v, 0)
@@ -414,8 +414,8 @@ def zeroth_order_descent(
         **extra_args: Any,
     ) -> tuple[PyTree, NegativeCurvatureState]:
         del extra_args, updates
-        needed("zeroth_order_descent", params=params, value_fn=value_fn)
-        flat = _ravel(params)[0]
+        trees.needed("zeroth_order_descent", params=params, value_fn=value_fn)
+        flat = trees.ravel(params)[0]
         width = float(jnp.finfo(flat.dtype).eps) ** (1 / 3) if mu is None else mu
 
         def estimate(x: PyTree) -> PyTree:
@@ -428,7 +428,7 @@ def zeroth_order_descent(
             return found._replace(gradients=2 * flat.size * found.gradients)
 
         g, rate = estimate(params), 1 / (3 * smoothness)
-        small = _norm(g) <= 0.75 * eps
+        small = trees.norm(g) <= 0.75 * eps
         return _escape(g, state, params, search, small, rate, delta / hessian_lipschitz, 2 * flat.size)
 
     return optax.GradientTransformationExtraArgs(_state(key), update)

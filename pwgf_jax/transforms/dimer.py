@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
 from pwgf_jax.krylov import check_key
-from pwgf_jax.transforms.perturb import _norm, _positive, needed
+from pwgf_jax.transforms import trees
 
 __all__ = ["DimerState", "dimer"]
 
@@ -117,7 +117,7 @@ def dimer(
     if mode not in ("repel", "translate", "as_published"):
         raise ValueError(f'dimer: mode={mode!r}; choose "repel", "translate" or "as_published".')
     for name, number in {"separation": separation, "rotation_rate": rotation_rate, "strength": strength}.items():
-        _positive(f"dimer: {name}", number)
+        trees.positive(f"dimer: {name}", number)
     for name, number in {"kick": kick, "tolerance": tolerance}.items():
         if isinstance(number, Tracer):
             continue
@@ -131,7 +131,7 @@ def dimer(
 
     def init(params: PyTree) -> DimerState:
         drawn = optax.tree.random_like(key, params, jax.random.normal)
-        length = _norm(drawn)
+        length = trees.norm(drawn)
         direction = jax.tree.map(lambda leaf: leaf / length.astype(leaf.dtype), drawn)
         return DimerState(direction, jnp.zeros_like(length), jnp.zeros((), jnp.int32))
 
@@ -139,7 +139,7 @@ def dimer(
         updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
     ) -> tuple[PyTree, DimerState]:
         del extra_args
-        needed("dimer", params=params, value_fn=value_fn)
+        trees.needed("dimer", params=params, value_fn=value_fn)
 
         def rotated(direction: PyTree, curvature: Array) -> tuple[PyTree, Array]:
             with jax.default_matmul_precision("highest"):
@@ -147,7 +147,7 @@ def dimer(
             change = jax.tree.map(lambda a, g, n: (a - g.astype(a.dtype)).astype(n.dtype), ahead, updates, direction)
             along = _dot(change, direction)
             turned = _plus(direction, rate, _plus(change, -along, direction))
-            length = _norm(turned)
+            length = trees.norm(turned)
             usable = jnp.isfinite(length) & (length > 0)  # one gradient that overflows must not cost the direction
             turned = jax.tree.map(lambda t, n: jnp.where(usable, t / length.astype(t.dtype), n), turned, direction)
             return turned, (along / separation).astype(curvature.dtype)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from pwgf_jax import krylov
 from pwgf_jax.krylov import check_key, matrix_function
-from pwgf_jax.transforms.perturb import _dtype, needed
+from pwgf_jax.transforms import trees
 
 __all__ = ["CubicState", "absolute_inverse", "cubic_newton", "scale_by_saddle_free_newton"]
 
@@ -44,10 +44,6 @@ def absolute_inverse(beta: Any, damping: Literal["inside", "outside"] = "inside"
 def _hessian(value_fn: Callable[[PyTree], Array], params: PyTree) -> Callable[[PyTree], PyTree]:
     with jax.default_matmul_precision("highest"):
         return jax.linearize(jax.grad(value_fn), params)[1]
-
-
-def _size(tree: PyTree) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def scale_by_saddle_free_newton(
@@ -95,10 +91,10 @@ def scale_by_saddle_free_newton(
         updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
     ) -> tuple[PyTree, optax.EmptyState]:
         del extra_args
-        needed("scale_by_saddle_free_newton", params=params, value_fn=value_fn)
+        trees.needed("scale_by_saddle_free_newton", params=params, value_fn=value_fn)
         hessian = _hessian(value_fn, params)
         with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
-            return matrix_function(hessian, updates, phi, min(depth, _size(params))), state
+            return matrix_function(hessian, updates, phi, min(depth, trees.size(params))), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -159,14 +155,14 @@ def cubic_newton(lipschitz: float | Array, *, depth: int = 20, key: Array) -> op
         raise ValueError(f"cubic_newton: lipschitz={lipschitz}, depth={depth}; give positive numbers.")
 
     def init(params: PyTree) -> CubicState:
-        dtype = _dtype(params)
+        dtype = trees.dtype(params)
         return CubicState(key, jnp.full((), jnp.inf, dtype), jnp.zeros((), dtype))
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
     ) -> tuple[PyTree, CubicState]:
         del extra_args
-        needed("cubic_newton", params=params, value_fn=value_fn)
+        trees.needed("cubic_newton", params=params, value_fn=value_fn)
         next_key, turn_key = jax.random.split(state.key)
         hessian = _hessian(value_fn, params)
         # Leaves may differ in dtype.

@@ -12,7 +12,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, PyTree
 
 from pwgf_jax.krylov import check_key
-from pwgf_jax.transforms.perturb import _dtype, _norm, ball_noise, needed
+from pwgf_jax.transforms import trees
+from pwgf_jax.transforms.perturb import ball_noise
 from pwgf_jax.transforms.trigger import Window, gradient_trigger
 
 __all__ = ["SSRGDState", "ssrgd"]
@@ -170,7 +171,7 @@ def ssrgd(
         def zeros() -> PyTree:  # each its own, so that a caller may donate the state
             return jax.tree.map(jnp.zeros_like, params)
 
-        window = trigger.init(zeros(), jnp.full((), jnp.inf, _dtype(params)))
+        window = trigger.init(zeros(), jnp.full((), jnp.inf, trees.dtype(params)))
         zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
         return SSRGDState(key, zero, zero, zeros(), zeros(), zero, window, no)
 
@@ -184,7 +185,7 @@ def ssrgd(
         **extra_args: Any,
     ) -> tuple[PyTree, SSRGDState]:
         del updates, extra_args
-        needed("ssrgd", params=params, value_fn=value_fn, grad_fn=grad_fn)
+        trees.needed("ssrgd", params=params, value_fn=value_fn, grad_fn=grad_fn)
         next_key, draw_key, noise_key, end_key = jax.random.split(state.key, 4)
         count, inner, window = state.count, state.inner, state.window
         opens = inner == 0
@@ -204,7 +205,7 @@ def ssrgd(
         # A decrease that is large enough puts the jump a whole window into the past: the super-epoch is over.
         fallen = opens & (held - value >= f_thres)
         window = window._replace(jumped_at=jnp.where(fallen, count - t_thres - 1, window.jumped_at))
-        jumps = opens & trigger.should_perturb(window, count, _norm(v))
+        jumps = opens & trigger.should_perturb(window, count, trees.norm(v))
         rate = learning_rate(count) if callable(learning_rate) else learning_rate
 
         def jump(v: PyTree) -> PyTree:

@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from pwgf_jax.krylov import check_key
+from pwgf_jax.transforms import trees
 from pwgf_jax.transforms.curvature import (
     NegativeCurvature,
     NegativeCurvatureState,
@@ -20,7 +21,6 @@ from pwgf_jax.transforms.curvature import (
     _state,
     coordinate_gradient,
 )
-from pwgf_jax.transforms.perturb import _norm, _ravel, needed
 from pwgf_jax.transforms.ssrgd import check_batches, draw, reduced_gradient
 
 __all__ = [
@@ -96,7 +96,7 @@ def negative_curvature_online(
     if verification is None:
         verification = min(size, math.ceil(100 * (smoothness / delta) ** 2))
     check_batches("negative_curvature_online", size, batch=batch, verification=verification)
-    flat, unravel = _ravel(params)
+    flat, unravel = trees.ravel(params)
     logarithm = math.log(flat.size)
     if learning_rate is None:
         learning_rate = min(1 / smoothness, batch * delta / (smoothness**2 * (1 + logarithm)))
@@ -109,7 +109,7 @@ def negative_curvature_online(
     def product(v: Array, batch: int, key: Array) -> Array:
         """H_I v for a unit vector, by a difference on one batch."""
         indices = draw(key, batch, size)
-        ahead, here = (_ravel(grad_fn(unravel(x), indices))[0] for x in (flat + radius * v, flat))
+        ahead, here = (trees.ravel(grad_fn(unravel(x), indices))[0] for x in (flat + radius * v, flat))
         return ((ahead - here) / radius).astype(flat.dtype)
 
     def attempt(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -197,8 +197,8 @@ def _descent(
         **extra_args: Any,
     ) -> tuple[PyTree, StochasticCurvatureState]:
         del updates, extra_args
-        needed(name, params=params, components=components)
-        flat = _ravel(params)[0]
+        trees.needed(name, params=params, components=components)
+        flat = trees.ravel(params)[0]
         width = float(jnp.finfo(flat.dtype).eps) ** (1 / 3) if mu is None else mu
         next_key, draw_key, end_key = jax.random.split(state.search.key, 3)
 
@@ -224,7 +224,7 @@ def _descent(
         v, terms = reduced_gradient(
             estimate, params, anchor, opens, draw_key, size=size, batch=batch, large_batch=large_batch
         )
-        small = opens & (_norm(v) <= 0.75 * eps)  # only the large batch is trusted to say so
+        small = opens & (trees.norm(v) <= 0.75 * eps)  # only the large batch is trusted to say so
         step, seen = _escape(
             v,
             state.search._replace(key=next_key),

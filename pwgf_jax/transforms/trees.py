@@ -1,0 +1,201 @@
+"""Parameter pytrees as every transform sees them: one vector of them, and what may stand at their leaves.
+
+Sums over parameters are taken in float32 at least, whatever the dtypes of the leaves. ``None`` and
+``optax.MaskedNode`` hold no parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+from jaxtyping import Array, PyTree
+
+__all__ = ["copied", "dtype", "needed", "norm", "positive", "ravel", "real", "restrict", "size", "white", "whole"]
+
+_INT32 = 2**31 - 1
+
+
+def size(tree: PyTree) -> int:
+    """How many numbers a tree holds.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> size({"a": jnp.ones((2, 3)), "b": jnp.ones(())})
+        7
+    """
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def dtype(tree: PyTree) -> Any:
+    """The common dtype of the leaves, float32 at least: that of a value, a norm or a vector of them all.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> dtype(jnp.ones(2, "bfloat16")).name
+        'float32'
+    """
+    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
+        return jnp.result_type(jnp.float32, *jax.tree.leaves(tree))
+
+
+def ravel(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
+    """All leaves in one vector of the :func:`dtype` of the tree, and the way back to their own shapes and dtypes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> flat, unravel = ravel({"a": jnp.ones(2, "bfloat16"), "b": jnp.zeros((), "float32")})
+        >>> flat.tolist(), unravel(flat)["a"].dtype.name
+        ([1.0, 1.0, 0.0], 'bfloat16')
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    common = dtype(tree)
+    shapes = [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+    ends = [0]
+    for shape, _ in shapes:
+        ends.append(ends[-1] + math.prod(shape))
+
+    def unravel(flat: Array) -> PyTree:
+        parts = [
+            flat[start:end].reshape(shape).astype(kind)
+            for start, end, (shape, kind) in zip(ends[:-1], ends[1:], shapes, strict=True)
+        ]
+        return jax.tree.unflatten(structure, parts)
+
+    parts = [jnp.ravel(leaf).astype(common) for leaf in leaves]
+    return jnp.concatenate(parts) if parts else jnp.zeros(0, common), unravel
+
+
+def norm(tree: PyTree) -> Array:
+    """The Euclidean norm over all leaves together.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(norm([jnp.array([3.0]), jnp.array([[4.0]])]))
+        5.0
+    """
+    common = dtype(tree)
+    squares = [jnp.sum(jnp.square(jnp.abs(jnp.asarray(leaf).astype(common)))) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, jnp.zeros((), common)))
+
+
+def white(key: Array, like: PyTree) -> PyTree:
+    """Independent standard normal numbers, in the shapes and dtypes of a tree.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> white(jax.random.key(0), jnp.ones(3, "bfloat16")).dtype.name
+        'bfloat16'
+    """
+    leaves, structure = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    drawn = [jax.random.normal(k, jnp.shape(x), jnp.result_type(x)) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, drawn)
+
+
+def copied(tree: PyTree) -> PyTree:
+    """Every leaf in a buffer of its own: a state that its holder may donate, beside the parameters too.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.ones(2)
+        >>> copied([x, x])[0] is x
+        False
+    """
+    return jax.tree.map(jnp.copy, tree)
+
+
+def _hidden(leaf: Any) -> bool:
+    return isinstance(leaf, optax.MaskedNode)
+
+
+def restrict(tree: PyTree, like: PyTree) -> PyTree:
+    """A tree without the leaves that ``optax.masked`` has hidden in another: a gradient, as its parameters are.
+
+    Example:
+        >>> import optax
+        >>> restrict({"a": 1.0, "b": 2.0}, like={"a": 3.0, "b": optax.MaskedNode()})
+        {'a': 1.0, 'b': MaskedNode()}
+    """
+    return jax.tree.map(lambda seen, leaf: seen if _hidden(seen) else leaf, like, tree, is_leaf=_hidden)
+
+
+def real(caller: str, params: PyTree) -> None:
+    """Refuse leaves that are no real floating-point numbers.
+
+    Example:
+        >>> real("pgd", {"count": 3})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        TypeError: pgd: params['count'] is int; give real floating-point parameters, and leave the rest out: ...
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        kind = getattr(leaf, "dtype", type(leaf))
+        if not (kind is float or jnp.issubdtype(kind, jnp.floating)):
+            name = kind.__name__ if isinstance(kind, type) else kind
+            raise TypeError(
+                f"{caller}: params{jax.tree_util.keystr(path)} is {name}; give real floating-point parameters, and "
+                "leave the rest out: pwgf_jax.transforms.masked(transform, mask), or None at those leaves."
+            )
+
+
+def needed(caller: str, **arguments: Any) -> None:
+    """Name the extra arguments that are missing, and refuse parameters that these cannot be taken at.
+
+    Example:
+        >>> needed("pgd", params=1.0, grad=None)
+        Traceback (most recent call last):
+        ...
+        TypeError: pgd: grad missing; call update(updates, state, params, grad=...).
+    """
+    missing = [name for name, given in arguments.items() if given is None]
+    if missing:
+        passed = ", ".join(f"{name}=..." for name in missing)
+        raise TypeError(f"{caller}: {' and '.join(missing)} missing; call update(updates, state, params, {passed}).")
+    params = arguments.get("params")
+    functions = [name for name, given in arguments.items() if callable(given) and name != "params"]
+    if functions and any(map(_hidden, jax.tree.leaves(params, is_leaf=_hidden))):
+        raise TypeError(
+            f"{caller}: {' and '.join(functions)} takes all parameters, and optax.masked or multi_transform "
+            "hides some; use pwgf_jax.transforms.masked(transform, mask), for several groups a chain of them."
+        )
+    real(caller, params)
+
+
+def positive(name: str, number: float | Array) -> None:
+    """Refuse a number that is not positive and finite.
+
+    Example:
+        >>> positive("pgd: radius", 0.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: pgd: radius=0.0; give a positive number.
+    """
+    # What is traced, as under optax.inject_hyperparams, cannot be looked at.
+    if not isinstance(number, Tracer) and not 0 < number < math.inf:
+        raise ValueError(f"{name}={number}; give a positive number.")
+
+
+def whole(name: str, number: Any, least: int = 1) -> int:
+    """The number as an integer; refuse what is none of at least ``least`` that fits in 32 bits.
+
+    Example:
+        >>> whole("ssrgd: epoch", 2**40)
+        Traceback (most recent call last):
+        ...
+        ValueError: ssrgd: epoch=1099511627776; give a whole number, 1 to 2147483647.
+    """
+    if isinstance(number, Tracer):
+        argument = name.rpartition(" ")[2]
+        raise TypeError(
+            f"{name} is traced, and shapes or loops depend on it; name it in "
+            f'optax.inject_hyperparams(..., static_args="{argument}").'
+        )
+    if not (least <= number <= _INT32 and int(number) == number):
+        raise ValueError(f"{name}={number}; give a whole number, {least} to {_INT32}.")
+    return int(number)
