@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
+from modulefinder import ModuleFinder
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pwgf_jax.experiments import toml
-from pwgf_jax.experiments.reading import ConfigError, Parameter, Place, parameters, read, show, suggestion
+from pwgf_jax.experiments.reading import ConfigError, Parameter, Place, choose, parameters, read, show, suggestion
 from pwgf_jax.experiments.registry import (
     CONSTANTS,
     FLOWS,
@@ -29,6 +30,8 @@ from pwgf_jax.experiments.registry import (
 from pwgf_jax.experiments.schema import Call, Config, Method, Problem, Vary
 
 __all__ = ["Call", "Config", "Method", "Part", "Problem", "Vary", "dump", "fingerprint", "load", "parse", "unfold"]
+
+_UNREADABLE = "no sense in it: numbers have up to 4300 digits, and lists and tables are nested up to some hundred deep."
 
 
 def load(file: str | Path, settings: Iterable[str] = ()) -> Config:
@@ -50,13 +53,15 @@ def load(file: str | Path, settings: Iterable[str] = ()) -> Config:
         ...
         pwgf_jax.experiments.reading.ConfigError: no/such.toml: there is no such file.
     """
-    path = Path(file)
-    if not path.is_file():
-        raise ConfigError(f"{file}: there is no such file.")
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = Path(file).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{file}: there is no such file.") from error
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: not valid TOML: {error}.") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        raise ConfigError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    document = _document_of(text, str(file))
     for setting in settings:
         _apply(document, setting)
     return parse(document, str(file))
@@ -84,6 +89,7 @@ record_every, dtype, targets, snapshots, problem, arms, vary; did you mean steps
     """
     place = Place(file)
     tables = {"problem": Parameter(dict), "arms": Parameter(dict), "vary": Parameter(dict, None)}
+    document = _whole_paths(document, file)
     values = read(_with_first_problem(document), parameters(Config, without=("file",)) | tables, place)
     values["problem"] = _problem(values["problem"], place / "problem")
     values["arms"] = {
@@ -138,26 +144,28 @@ def unfold(config: Config) -> list[Part]:
     if vary is None:
         return [Part(config, None, {arm: arm for arm in config.arms})]
     parts: list[Part] = []
-    plain = _document(replace(config, vary=None))
-    for value, given in vary.turns().items():
-        document = copy.deepcopy(plain)
-        _put(document, vary.key.split("."), given, Place(config.file))
+    for turn, document in zip(vary.turns(), _turns(_document(config), config.file), strict=True):
         part = parse(document, config.file)
-        origin = {vary.label(arm, value): arm for arm in part.arms if vary.concerns(arm)}
+        origin = {vary.label(arm, turn): arm for arm in part.arms if vary.concerns(arm)}
         if not parts:
             origin |= {arm: arm for arm in part.arms if not vary.concerns(arm)}
-        parts.append(Part(replace(part, arms={label: part.arms[arm] for label, arm in origin.items()}), value, origin))
+        parts.append(Part(replace(part, arms={label: part.arms[arm] for label, arm in origin.items()}), turn, origin))
     return parts
 
 
-def fingerprint(config: Config) -> str:
-    """A hash of everything that decides the results: the config, and the user's own files that it names.
+def fingerprint(config: Config | str) -> str:
+    """A hash of everything that decides the results: the config, and the user's own files.
+
+    These are the files that the config names, and the Python files beside an own functional that it imports, and
+    those that they import. What is imported under a name made at run time, or read from other files, is not seen.
 
     Args:
-        config: of an experiment.
+        config: of an experiment that begins; of one that has begun the text of its config.toml, so that a later
+            version, with defaults that this one has not, finds the same.
 
     Returns:
-        Sixteen hexadecimal digits.
+        Sixteen hexadecimal digits for the config and the first files that it names, and sixteen for the rest if there
+        is any. (Version 0.1.0 knew the first sixteen only.)
 
     Example:
         >>> table = {"functional": "icfl", "particles": 4, "data": {"source": "digits"}, "start": {"kind": "gaussian"}}
@@ -166,13 +174,39 @@ def fingerprint(config: Config) -> str:
         >>> len(fingerprint(config))
         16
     """
-    digest = hashlib.sha256(dump(config).encode())
-    own = [config.problem.functional.name.rpartition(":")[0]] if config.problem.is_own else []
-    if config.problem.data is not None and own_data(config.problem.data.name):
-        own.append(config.problem.data.name)
-    for path in own:
-        digest.update(Path(path).read_bytes() if Path(path).is_file() else b"missing")
+    text = config if isinstance(config, str) else dump(config)
+    document = _document_of(text, "config.toml")
+    first, turns = document, list(_turns(document, "config.toml")) if "vary" in document else []
+    named = _own_files(first)
+    rest = [path for turn in turns for path in _own_files(turn)]
+    rest += [path for own in (*named, *rest) if own.suffix == ".py" for path in _imports(own)]
+    further = sorted(set(rest) - set(named))
+    return _hash(text, named) + (_hash("", further) if further else "")
+
+
+def _hash(text: str, files: Iterable[Path]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for path in files:
+        digest.update(path.read_bytes() if path.is_file() else b"missing")
     return digest.hexdigest()[:16]
+
+
+def _own_files(document: Mapping[str, Any]) -> list[Path]:
+    """The user's own files that a document's problem names."""
+    problem = document.get("problem", {})
+    source = problem.get("data", {}).get("source", "")
+    return [Path(name) for name in (_own_module(problem.get("functional", "")), own_data(source) and source) if name]
+
+
+def _imports(module: Path) -> list[Path]:
+    """The Python files below a module's folder that it imports, and that these import; nothing is run."""
+    finder = ModuleFinder([str(module.parent)])
+    try:
+        finder.run_script(str(module))
+    except (OSError, SyntaxError, ValueError):  # the file itself counts: once it is put right the hash has changed
+        return []
+    files = [getattr(each, "__file__", None) for each in finder.modules.values()]
+    return [Path(file) for file in files if file and Path(file) != module]
 
 
 def _make(make: type, place: Place, /, **values: Any) -> Any:
@@ -191,12 +225,22 @@ def _with_first_problem(document: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**document, "problem": next(iter(values.values()))} if isinstance(values, dict) and values else document
 
 
+def _turns(document: Mapping[str, Any], file: str) -> Iterator[dict[str, Any]]:
+    """A document with a varied key, turn by turn."""
+    vary = document["vary"]
+    values = vary["values"].values() if isinstance(vary["values"], dict) else vary["values"]
+    for value in values:
+        turn = copy.deepcopy({name: inner for name, inner in document.items() if name != "vary"})
+        _put(turn, vary["key"].split("."), value, Place(file))
+        yield turn
+
+
 def _objective(table: dict[str, Any], place: Place) -> Problem:
     """A function of finitely many parameters: one particle, from where the objective starts or a critical point."""
     keys = {"objective": Parameter(str), "constants": Parameter(dict)}
     keys |= {"options": Parameter(dict, None), "start": Parameter(dict, None)}
     values = read(table, keys, place)
-    entry = _known(values["objective"], OBJECTIVES, place / "objective")
+    entry = choose(values["objective"], OBJECTIVES, place / "objective")
     options = read(values.get("options", {}), entry.parameters, place / "options")
     constants = read(values["constants"], CONSTANTS, place / "constants")
     start = {"at": Parameter(str), "scale": Parameter(float, 0.0)}
@@ -224,13 +268,10 @@ def _problem(table: dict[str, Any], place: Place) -> Problem:
     }
     values = read(table, {name: Parameter(hint) for name, hint in keys.items()} | optional, place)
     name, options, sources = values["functional"], values.get("options", {}), SOURCES | SAMPLES
-    file, _, symbol = name.rpartition(":")
-    if file.endswith(".py") and symbol:
-        name = f"{_beside(place, file)}:{symbol}"
-    elif name.endswith(".py"):
+    if name.endswith(".py"):
         raise (place / "functional").error(f'given "{name}"; say which one in it: "{name}:NAME".')
-    else:
-        entry = _known(name, FUNCTIONALS, place / "functional")
+    if not _own_module(name):
+        entry = choose(name, FUNCTIONALS, place / "functional")
         options = read(options, entry.parameters, place / "options")
         pairs = entry.given != ("target",)
         sources = SOURCES if pairs else SAMPLES
@@ -276,22 +317,40 @@ def _call(table: dict[str, Any], key: str, registry: Mapping[str, Entry], place:
     if key not in table:
         raise ConfigError(f"{place.file}: missing key {(place / key).key}; {suggestion('', registry)}")
     name, rest = table[key], {other: value for other, value in table.items() if other != key}
-    if key == "source" and registry is not SAMPLES and isinstance(name, str) and own_data(name):
-        entry, name = OWN_DATA, str(_beside(place, name))
-    else:
-        entry = _known(name, registry, place / key)
+    own = key == "source" and registry is not SAMPLES and isinstance(name, str) and own_data(name)
+    entry = OWN_DATA if own else choose(name, registry, place / key)
     return Call(name, read(rest, entry.parameters, place))
 
 
-def _known(name: Any, registry: Mapping[str, Entry], place: Place) -> Entry:
-    if name not in registry:
-        raise place.error(f"given {show(name)}; {suggestion(str(name), registry)}")
-    return registry[name]
+def _own_module(functional: str) -> str:
+    """The Python file of a functional of the user's own; empty for one that is not."""
+    file, _, symbol = functional.rpartition(":")
+    return file if file.endswith(".py") and symbol else ""
 
 
-def _beside(place: Place, path: str) -> Path:
-    """A path relative to the config's folder."""
-    return (Path(place.file).parent / path).resolve()
+def _whole_paths(document: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """The document with whole paths to the user's own files, which it may give relative to its folder."""
+
+    def whole(value: Any, key: str) -> Any:
+        if isinstance(value, dict) and key in ("problem", "problem.data"):
+            return {name: whole(inner, f"{key}.{name}") for name, inner in value.items()}
+        own = {"problem.functional": _own_module, "problem.data.source": lambda name: own_data(name) and name}
+        if not isinstance(value, str) or key not in own or not (path := own[key](value)):
+            return value
+        if "\0" in path:
+            raise Place(file).error(f"{key}: given {show(value)}; no file has a zero byte in its name.")
+        return str((Path(file).parent / path).resolve()) + value[len(path) :]
+
+    located = {name: whole(value, name) for name, value in document.items()}
+    vary = located.get("vary")
+    if isinstance(vary, dict) and isinstance(key := vary.get("key"), str):
+        values = vary.get("values")
+        if isinstance(values, dict):
+            values = {name: whole(value, key) for name, value in values.items()}
+        if isinstance(values, list):
+            values = [whole(value, key) for value in values]
+        located["vary"] = {**vary, "values": values} if "values" in vary else vary
+    return located
 
 
 def _table(value: Any, place: Place) -> dict[str, Any]:
@@ -305,12 +364,24 @@ def _apply(document: dict[str, Any], setting: str) -> None:
     dotted, equals, text = setting.partition("=")
     place, names = Place("--set"), dotted.strip().split(".")
     if not equals or not all(names):
-        raise place.error(f'given "{setting}"; write a.b=value.')
+        raise place.error(f"given {show(setting)}; write a.b=value.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    except (RecursionError, ValueError) as error:
+        raise place.error(f"given {show(setting)}; {_UNREADABLE}") from error
     _put(document, names, value, place)
+
+
+def _document_of(text: str, file: str) -> dict[str, Any]:
+    """What TOML says."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}.") from error
+    except (RecursionError, ValueError) as error:
+        raise ConfigError(f"{file}: {_UNREADABLE}") from error
 
 
 def _put(document: dict[str, Any], names: list[str], value: Any, place: Place) -> None:

@@ -13,9 +13,10 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 import optax
 
 from pwgf_jax import flows, kernels
+from pwgf_jax.experiments import toml
 from pwgf_jax.experiments.samples import Normal, ThreeRings
 
-__all__ = ["KINDS", "ConfigError", "Parameter", "Place", "make", "parameters", "read", "suggestion"]
+__all__ = ["KINDS", "ConfigError", "Parameter", "Place", "choose", "make", "parameters", "read", "show", "suggestion"]
 
 # What a table with a ``kind`` stands for, by the key that it is given to.
 KINDS: dict[str, dict[str, Callable[..., Any]]] = {
@@ -23,6 +24,9 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
     "energy": {"gaussian": Normal, "three_rings": ThreeRings},
     "level": {"adaptive": flows.adaptive_level},
 }
+
+_SHOWN = 120  # characters of a value that messages quote
+_WHOLE = 2**31  # steps, sizes and seeds are counted in 32 bits
 
 
 class ConfigError(ValueError):
@@ -48,7 +52,7 @@ class Place:
     key: str = ""
 
     def __truediv__(self, name: str) -> Place:
-        return Place(self.file, f"{self.key}.{name}" if self.key else name)
+        return Place(self.file, f"{self.key}.{toml.key(name)}" if self.key else toml.key(name))
 
     def error(self, message: str) -> ConfigError:
         """The message, under this place's name."""
@@ -87,7 +91,7 @@ def parameters(make: Callable[..., Any], without: Collection[str] = ()) -> dict[
         >>> {name: parameter.required for name, parameter in parameters(make, without=["data"]).items()}
         {'step_size': True, 'depth': False}
     """
-    hints = _hints(make.__init__ if inspect.isclass(make) else make)
+    hints = _hints(make)
     return {
         name: Parameter(hints.get(name, Any), parameter.default)
         for name, parameter in inspect.signature(make).parameters.items()
@@ -97,11 +101,13 @@ def parameters(make: Callable[..., Any], without: Collection[str] = ()) -> dict[
     }
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+def _hints(make: Callable[..., Any]) -> dict[str, Any]:
+    if inspect.isclass(make):  # a named tuple has them as a class, a plain class at its constructor
+        return get_type_hints(make) | get_type_hints(make.__init__)
     try:
-        return get_type_hints(function)
+        return get_type_hints(make)
     except NameError:  # names that exist for type checkers only; what is not resolved is left to the call
-        return {name: Any if isinstance(hint, str) else hint for name, hint in function.__annotations__.items()}
+        return {name: Any if isinstance(hint, str) else hint for name, hint in make.__annotations__.items()}
 
 
 def suggestion(name: str, allowed: Iterable[str]) -> str:
@@ -112,8 +118,34 @@ def suggestion(name: str, allowed: Iterable[str]) -> str:
         'allowed: pwgf, wgf; did you mean pwgf?'
     """
     allowed = list(allowed)
-    near = difflib.get_close_matches(name, allowed, n=1)
+    near = difflib.get_close_matches(name[:_SHOWN], allowed, n=1)
     return f"allowed: {', '.join(allowed) or 'nothing'}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def choose(name: Any, known: Mapping[str, Any], place: Place) -> Any:
+    """What a name stands for.
+
+    Args:
+        name: as read from TOML, of any type.
+        known: what there is, by name.
+        place: where the name stands.
+
+    Returns:
+        The entry.
+
+    Raises:
+        ConfigError: if there is none of the name, or it is none.
+
+    Example:
+        >>> choose(["a"], {"a": 1}, Place("a.toml", "kind"))
+        Traceback (most recent call last):
+        ...
+        pwgf_jax.experiments.reading.ConfigError: a.toml: kind: given ["a"] (a list); allowed: a
+    """
+    if not isinstance(name, str) or name not in known:
+        near = suggestion(name if isinstance(name, str) else "", known)
+        raise place.error(f"given {show(name)}; {near}")
+    return known[name]
 
 
 def read(table: Mapping[str, Any], allowed: Mapping[str, Parameter], place: Place) -> dict[str, Any]:
@@ -155,9 +187,7 @@ def _value(name: str, value: Any, hint: Any, place: Place) -> Any:
     if not isinstance(value, dict) or "kind" not in value:
         raise place.error(f"given {show(value)}; give {_ways(name, hint)}.")
     kind, rest = value["kind"], {key: inner for key, inner in value.items() if key != "kind"}
-    if kind not in known:
-        raise (place / "kind").error(f"given {show(kind)}; {suggestion(str(kind), known)}")
-    return {"kind": kind, **read(rest, parameters(known[kind]), place)}
+    return {"kind": kind, **read(rest, parameters(choose(kind, known, place / "kind")), place)}
 
 
 def _names_step_size(value: Any) -> bool:
@@ -203,6 +233,8 @@ def _convert(value: Any, hint: Any, place: Place) -> Any:
         return _read_step_size(value, kinds, place)
     if isinstance(value, float) and not math.isfinite(value):
         raise place.error(f"given {value}; give a finite number.")
+    if isinstance(value, int) and abs(value) >= _WHOLE:
+        raise place.error(f"given {show(value)}; give a whole number below 2147483648, which 32 bits hold.")
     # An exact type wins over a number that would have to be widened.
     options = sorted(_alternatives(hint), key=lambda part: part is not type(value))
     for part in options:
@@ -222,10 +254,16 @@ def _convert(value: Any, hint: Any, place: Place) -> Any:
 
 
 def show(value: Any) -> str:
-    """A given value and its kind, as messages quote it."""
+    """A given value and its kind, as messages quote it: on one line, and not all of what is long.
+
+    Example:
+        >>> show(True), show({"kind": 1})
+        ('true (a boolean)', '{kind = 1} (a table)')
+    """
     kinds = {bool: "a boolean", int: "a whole number", float: "a number", str: "a string", list: "a list"}
-    shown = str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
-    return f"{shown} ({kinds.get(type(value), 'a table')})"
+    kind = "a table" if isinstance(value, Mapping) else kinds.get(type(value), "a date or time")
+    shown = toml.literal(value)
+    return f"{shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'} ({kind})"
 
 
 def describe(hint: Any) -> str:
@@ -270,11 +308,10 @@ def _read_step_size(table: dict[str, Any], kinds: tuple[str, ...], place: Place)
     if len(named) != 1:
         ways = " or ".join(f'{kind} = "..."' for kind in kinds)
         raise place.error(f"given a table without a name; name something of optax by {ways}.")
-    kind, name, known = named[0], table[named[0]], _from_optax(named[0])
-    if name not in known:
-        raise (place / kind).error(f"given {show(name)}; {suggestion(str(name), known)}")
+    kind, name = named[0], table[named[0]]
+    called = choose(name, _from_optax(kind), place / kind)
     rest = {key: value for key, value in table.items() if key != kind}
-    return {kind: name, **read(rest, parameters(known[name]), place)}
+    return {kind: name, **read(rest, parameters(called), place)}
 
 
 def make(name: str, value: Any) -> Any:

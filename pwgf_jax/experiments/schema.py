@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import Any, Literal
+
+from pwgf_jax.experiments.reading import show
 
 __all__ = ["Call", "Config", "Method", "Problem", "Vary"]
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]+")
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+_STEPS = 2**30  # a step and a window are added up in 32 bits
+
+
+def _check_name(key: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{key}: given {show(name)}; use letters, digits, - and _, at most 100, for files are named after it."
+        )
 
 
 @dataclass(frozen=True)
@@ -52,8 +63,18 @@ class Method(Call):
     kind: Literal["flow", "transform"] = "flow"
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps = {self.steps}; give at least 1.")
+        if self.steps is not None:
+            _check_steps("steps", self.steps)
+        jumps = self.arguments.get("perturbation")
+        for prefix, table in (("", self.arguments), ("perturbation.", jumps if isinstance(jumps, dict) else {})):
+            for name in {"k_thres", "window", "defer"} & table.keys():
+                if table[name] >= _STEPS:
+                    raise ValueError(f"{prefix}{name} = {table[name]}; give fewer than {_STEPS} steps.")
+
+
+def _check_steps(name: str, count: int) -> None:
+    if not 1 <= count < _STEPS:
+        raise ValueError(f"{name} = {count}; give at least 1{f', below {_STEPS}' * (count > 0)}.")
 
 
 @dataclass(frozen=True)
@@ -80,25 +101,44 @@ class Vary:
             raise ValueError(f'key: given "{self.key}"; give a key below problem or below an arm.')
         if isinstance(self.values, dict):
             if not self.values or not all(isinstance(value, dict) for value in self.values.values()):
-                raise ValueError(f"values = {self.values}; give a list of values, or tables by name, at least one.")
+                raise ValueError(f"values: given {show(self.values)}; give a list of values, or tables by name.")
+            for name in self.values:
+                _check_name("values", name)
             return
-        if not self.values or len({str(value) for value in self.values}) < len(self.values):
-            raise ValueError(f"values = {self.values}; give at least one, all different.")
         for value in self.values:
             if not isinstance(value, bool | int | float | str):
-                raise ValueError(f"values: given {value}; give numbers, strings or booleans.")
+                raise ValueError(f"values: given {show(value)}; give numbers, strings or booleans.")
+        if not self.values or len(set(self.values)) < len(self.values):
+            raise ValueError(f"values: given {show(self.values)}; give at least one, all different.")
 
     def concerns(self, arm: str) -> bool:
         """Whether the runs of an arm depend on the value."""
         return self.key.split(".")[0] == "problem" or self.key.split(".")[1] == arm
 
-    def turns(self) -> Mapping[Any, Any]:
-        """What the key becomes, by the name that the turn has in labels and tables."""
-        return self.values if isinstance(self.values, dict) else {value: value for value in self.values}
+    def turns(self) -> list[Any]:
+        """What labels and tables call each value: the name of a table, of a file without its folder, or the value."""
+        whole = lambda value: isinstance(value, str) and PurePath(value).is_absolute()  # noqa: E731
+        return [PurePath(value).name if whole(value) else value for value in self.values]
 
-    def label(self, arm: str, value: Any) -> str:
-        """The name of an arm at a value."""
-        return f"{arm}-{re.sub('[^A-Za-z0-9_.-]', '_', str(value))}"
+    def label(self, arm: str, turn: Any) -> str:
+        """The name of an arm in a turn."""
+        return f"{arm}-{re.sub('[^A-Za-z0-9_.-]', '_', str(turn))}"
+
+    def labels(self, arms: Iterable[str]) -> list[str]:
+        """The names of all arms in all turns; one that the key does not concern has one, its own.
+
+        Raises:
+            ValueError: if two are the same, or one is too long for the name of a file.
+        """
+        first: dict[str, str] = {}
+        for arm in arms:
+            for turn in self.turns() if self.concerns(arm) else [None]:
+                label, said = (arm, f"arm {arm}") if turn is None else (self.label(arm, turn), f"{arm} at {turn}")
+                if label in first:
+                    raise ValueError(f'values: {first[label]} and {said} would both be named "{label}"; rename one.')
+                _check_name("values", label)
+                first[label] = said
+        return list(first)
 
 
 @dataclass(frozen=True)
@@ -195,21 +235,27 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in ("steps", "seeds", "record_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}; give at least 1.")
+            _check_steps(name, getattr(self, name))
         if not 0 <= self.seed < 2**31:
             raise ValueError(f"seed = {self.seed}; give a whole number from 0 to 2147483647.")
         if not self.arms:
             raise ValueError("arms is empty; give one table [arms.NAME] per method.")
         for key, name in [("name", self.name), *(("arms", arm) for arm in self.arms)]:
-            if not _NAME.fullmatch(name):
-                raise ValueError(f'{key}: given "{name}"; use letters, digits, - and _, for files are named after it.')
+            _check_name(key, name)
         if not all(math.isfinite(target) for target in self.targets):
             raise ValueError(f"targets = {self.targets}; give finite numbers.")
         if any(step < 0 or step % self.record_every for step in self.snapshots):
             raise ValueError(f"snapshots = {self.snapshots}; give multiples of record_every = {self.record_every}.")
-        if self.vary is not None and not any(self.vary.concerns(arm) for arm in self.arms):
-            raise ValueError(f'vary.key: given "{self.vary.key}"; arms are {", ".join(self.arms)}.')
+        longest = max(map(self.steps_of, self.arms))
+        if self.snapshots and max(self.snapshots) > longest:
+            raise ValueError(f"snapshots = {self.snapshots}; no arm takes more than {longest} steps.")
+        if self.vary is not None:
+            if not any(map(self.vary.concerns, self.arms)):
+                raise ValueError(f'vary.key: given "{self.vary.key}"; arms are {", ".join(self.arms)}.')
+            try:
+                self.vary.labels(self.arms)
+            except ValueError as error:
+                raise ValueError(f"vary.{error}") from error
 
     def steps_of(self, arm: str) -> int:
         """How many steps an arm takes."""

@@ -7,14 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["literal", "write"]
+__all__ = ["key", "literal", "write"]
 
 
 def write(document: Mapping[str, Any]) -> str:
     """A document as TOML text; ``tomllib`` reads the same back.
 
     Args:
-        document: strings, booleans, numbers, lists of these, and tables of all.
+        document: strings, booleans, numbers, dates, lists of these, and tables of all.
 
     Returns:
         The text, values of a table before its subtables.
@@ -32,18 +32,24 @@ def write(document: Mapping[str, Any]) -> str:
 
 
 def _lines(table: Mapping[str, Any], prefix: str) -> list[str]:
-    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-    lines = [f"{_key(key)} = {literal(value)}" for key, value in plain.items()]
+    plain = {name: value for name, value in table.items() if not isinstance(value, Mapping)}
+    lines = [f"{key(name)} = {literal(value)}" for name, value in plain.items()]
     if prefix and (lines or not table):
         lines = ["", f"[{prefix}]", *lines]
-    for key, value in table.items():
+    for name, value in table.items():
         if isinstance(value, Mapping):
-            lines += _lines(value, f"{prefix}.{_key(key)}" if prefix else _key(key))
+            lines += _lines(value, f"{prefix}.{key(name)}" if prefix else key(name))
     return lines
 
 
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+def key(name: str) -> str:
+    """A key as TOML writes it, one line whatever is in it.
+
+    Example:
+        >>> key("step_size"), key("step.size")
+        ('step_size', '"step.size"')
+    """
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else literal(name)
 
 
 def literal(value: Any) -> str:
@@ -59,4 +65,8 @@ def literal(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
         return f"[{', '.join(map(literal, value))}]"
-    return repr(value)
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key(name)} = {literal(each)}' for name, each in value.items())}}}"
+    if isinstance(value, int):
+        return hex(value) if value.bit_length() > 1024 else str(value)  # Python writes no 5000 digits
+    return repr(value) if isinstance(value, float) else value.isoformat()

@@ -1,5 +1,6 @@
 """Configs: strict reading, changes from the command line, and writing back."""
 
+import hashlib
 import tomllib
 from pathlib import Path
 
@@ -42,7 +43,23 @@ def test_a_shipped_config_explains_itself(path):
         ("seed=-1", "seed = -1; give a whole number from 0"),
         ("record_every=0", "record_every = 0; give at least 1"),
         ("dtype=float16", 'dtype: given "float16" .a string.; give one of "float32", "float64"'),
-        ("name=a/b", 'name: given "a/b"; use letters'),
+        ("name=a/b", 'name: given "a/b" .a string.; use letters'),
+        ("name=../b", 'name: given "../b" .a string.; use letters'),
+        ('name="a\\u0000b"', r'name: given "a\\u0000b" .a string.; use letters'),
+        ("arms.x" + 300 * "y" + '={flow="wgf", step_size=1}', "arms: given .xyyy.*; use letters, .*, at most 100"),
+        ("steps=2147483648", "steps: given 2147483648 .a whole number.; give a whole number below 2147483648"),
+        ("steps=2147483647", "steps = 2147483647; give at least 1, below 1073741824"),
+        ("seed=0x1" + 5000 * "0", "seed: given 0x10000.* .a whole number.; give a whole number below"),
+        ("seed=" + 5000 * "9", "--set: given .seed=999.*; no sense in it: numbers have up to 4300 digits"),
+        ("seed=" + 2000 * "[", "--set: given .seed=....*; no sense in it: .* nested up to some hundred deep"),
+        ("arms.hessian.k_thres=2147483647", "arms.hessian.k_thres = 2147483647; give fewer than 1073741824 steps"),
+        ("snapshots=[0, 8]", r"snapshots = \[0, 8\]; no arm takes more than 6 steps"),
+        ("problem.start.kind=[1]", r"problem.start.kind: given \[1\] .a list.; allowed: gaussian"),
+        ("arms.static.flow={a=1}", "arms.static.flow: given {a = 1} .a table.; allowed: .*wgf"),
+        ("arms.static.flow=2026-01-01", "arms.static.flow: given 2026-01-01 .a date or time.; allowed: .*wgf"),
+        ("problem.data.source=[]", r"problem.data.source: given \[\] .a list.; allowed: teacher"),
+        ('problem.functional="a\\u0000.py:F"', "problem.functional: given .*; no file has a zero byte in its name"),
+        ("arms.a\nb=3", r'arms."a\\nb": given 3'),
         ("problem.particles=0", "problem.particles = 0; give at least 1"),
         ("problem.functional=icfll", 'problem.functional: given "icfll" .*; allowed: .*; did you mean icfl'),
         ("problem.functional=mine.py", 'say which one in it: "mine.py:NAME"'),
@@ -62,11 +79,16 @@ def test_a_shipped_config_explains_itself(path):
         ('vary={key="problem.particles"}', "missing key vary.values"),
         ('vary={key="problem.particels", values=[4]}', "unknown key problem.particels; .*; did you mean particles"),
         ('vary={key="problem.particles", values=[4, 0]}', "problem.particles = 0; give at least 1"),
-        ('vary={key="problem.particles", values=[4, 4]}', "vary.values = .4, 4.; give at least one, all different"),
+        (
+            'vary={key="problem.particles", values=[4, 4]}',
+            "vary.values: given .4, 4. .*; give at least one, all different",
+        ),
+        ('vary={key="arms.static.step_size", values=[1, 1.0]}', "vary.values: given .1, 1.0. .*; .* all different"),
+        ('vary={key="problem", values={"../x"={}}}', r'vary.values: given "../x" .a string.; use letters'),
         ('vary={key="seeds", values=[4]}', 'vary.key: given "seeds"; give a key below problem or below an arm'),
         ('vary={key="arms.statik.steps", values=[4]}', 'vary.key: given "arms.statik.steps"; arms are static, hessian'),
         ("steps.a=1", "--set: steps: given 6"),
-        ("steps", "--set: given .steps.; write a.b=value"),
+        ("steps", "--set: given .steps. .a string.; write a.b=value"),
     ],
 )
 def test_what_is_wrong_with_a_config_is_said(tiny, setting, message):
@@ -94,6 +116,39 @@ def test_what_is_wrong_with_a_config_is_said(tiny, setting, message):
 def test_values_that_constructors_refuse_are_named_by_their_key(tiny, setting, message):
     with pytest.raises(ConfigError, match=f"tiny.toml: {message}"):
         build(load(tiny, [setting]))
+
+
+@pytest.mark.parametrize(
+    ("values", "arm", "message"),
+    [
+        ("[5, 6]", "a-5", 'a at 5 and arm a-5 would both be named "a-5"; rename one'),
+        ('["x/y", "x_y"]', "b", 'a at x/y and a at x_y would both be named "a-x_y"; rename one'),
+        ('["/one/d.csv", "/two/d.csv"]', "b", 'a at d.csv and a at d.csv would both be named "a-d.csv"'),
+        (f'["{"x" * 100}"]', "b", "given .a-xxx.*; use letters, digits, - and _, at most 100"),
+    ],
+)
+def test_no_two_arms_have_one_name(tiny, values, arm, message):
+    one = '{flow="wgf", step_size=1.0}'
+    with pytest.raises(ConfigError, match=f"vary.values: {message}"):
+        load(tiny, [f"arms={{a={one}, {arm}={one}}}", f'vary={{key="arms.a.batch_size", values={values}}}'])
+
+
+def test_what_is_no_toml_is_said(tiny):
+    for text, message in {
+        "a = " + 2000 * "[": "no sense in it: .* nested",
+        "a = " + 5000 * "9": "no sense in it: numbers have up to 4300 digits",
+        "a = ": "not valid TOML",
+    }.items():
+        tiny.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError, match=message):
+            load(tiny)
+    for name, message in {
+        "a\0b": "cannot be read",
+        300 * "a": "cannot be read",
+        str(tiny.parent): "cannot be read",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            load(name)
 
 
 def test_an_unknown_key_is_answered_in_full(tiny):
@@ -149,6 +204,76 @@ def test_the_fingerprint_sees_every_change(tiny):
     prints = {fingerprint(load(tiny, [setting])) for setting in ("seed=0", "seed=1", "problem.start.scale=1")}
     assert len(prints) == 3
     assert fingerprint(load(tiny)) == fingerprint(load(tiny, ["seed=0"]))
+
+
+def test_the_fingerprint_is_of_what_is_stored(tiny):
+    stored = dump(load(tiny))
+    assert fingerprint(stored) == fingerprint(load(tiny))
+    earlier = stored.replace('sampler = "direct"\n', "")  # by a version that had no such argument
+    assert earlier != stored
+    assert load(tiny, ["arms.hessian.sampler=direct"]) == parse(tomllib.loads(earlier))
+    assert fingerprint(earlier) == hashlib.sha256(earlier.encode()).hexdigest()[:16]
+
+
+def own(folder, vary=""):
+    """A config with an own functional that has neighbours, on own data."""
+    (folder / "parts").mkdir()
+    for name, text in {
+        "own.py": "import helper\nfrom parts import inner\n\nF = lambda x, y: None\n",
+        "helper.py": "import numpy\n\n\ndef late():\n    import later\n",
+        "later.py": "",
+        "unseen.py": "",
+        "parts/__init__.py": "",
+        "parts/inner.py": "",
+        "data.csv": "x,y\n1,2\n",
+        "more.csv": "x,y\n1,2\n",
+        "own.toml": f"""name = "own"
+steps = 1
+{vary}
+
+[problem]
+functional = "own.py:F"
+particles = 2
+data = {{ source = "data.csv", inputs = ["x"], targets = ["y"] }}
+start = {{ kind = "gaussian" }}
+
+[arms]
+a = {{ flow = "wgf", step_size = 1.0 }}
+""",
+    }.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder / "own.toml"
+
+
+def test_the_fingerprint_sees_what_own_code_imports(tmp_path):
+    config = own(tmp_path)
+    seen = [fingerprint(load(config))]
+    for name in ("own.py", "helper.py", "later.py", "parts/__init__.py", "parts/inner.py", "data.csv"):
+        with (tmp_path / name).open("a", encoding="utf-8") as file:
+            file.write("\n# changed\n")
+        seen.append(fingerprint(load(config)))
+    assert len(set(seen)) == 7
+    (tmp_path / "unseen.py").write_text("changed", encoding="utf-8")
+    assert fingerprint(load(config)) == seen[-1]
+    # Version 0.1.0 hashed what the config names, and its folders go on.
+    files = [(tmp_path / name).read_bytes() for name in ("own.py", "data.csv")]
+    first = hashlib.sha256(b"".join([dump(load(config)).encode(), *files])).hexdigest()[:16]
+    assert seen[-1].startswith(first)
+    assert len(seen[-1]) == 32
+    (tmp_path / "own.py").write_text("no python", encoding="utf-8")
+    assert fingerprint(load(config)) not in seen
+
+
+def test_varied_files_are_found_from_elsewhere(tmp_path):
+    config = load(own(tmp_path, 'vary = { key = "problem.data.source", values = ["data.csv", "more.csv"] }'))
+    assert [part.value for part in unfold(config)] == ["data.csv", "more.csv"]
+    assert [list(part.config.arms) for part in unfold(config)] == [["a-data.csv"], ["a-more.csv"]]
+    stored = parse(tomllib.loads(dump(config)), "elsewhere/config.toml")
+    given = [part.config.problem.data for part in unfold(stored)]
+    assert [data and data.name for data in given] == [str(tmp_path / name) for name in ("data.csv", "more.csv")]
+    before = fingerprint(config)
+    (tmp_path / "more.csv").write_text("x,y\n3,4\n", encoding="utf-8")
+    assert fingerprint(config) != before
 
 
 def test_a_varied_key_unfolds_into_arms_and_survives_being_written(tiny):
