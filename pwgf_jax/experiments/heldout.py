@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pwgf_jax.calculus import Functional, MomentForm, PairwiseForm
-from pwgf_jax.experiments.free_energy import Confined
+from pwgf_jax.experiments.free_energy import Confined, as_pytree
 from pwgf_jax.functionals import MeanFieldNetwork
 from pwgf_jax.measures import Particles
 
@@ -55,7 +55,7 @@ class HeldOut:
     def batch(self) -> Callable[[Array, int], HeldOut]:
         """The same on a minibatch of the training data; missing where the training functional offers none."""
         draw = self.train.batch
-        return lambda key, size: replace(self, train=draw(key, size))
+        return lambda key, size: replace(self, train=as_pytree(draw(key, size)))
 
     def measure(self, mu: Particles) -> dict[str, Float[Array, ""]]:
         """How the measure does on the test data: by prediction where there is a rule, else the functional's value."""
@@ -159,7 +159,7 @@ def hold_out(F: Any, test: Any, data: tuple[Array, ...], name: str, classes: boo
         0.5
     """
     rule = _own if callable(getattr(F, "predict", None)) else _PREDICT.get(name)
-    return _kind(F)(F, test, data, rule, classes)
+    return _kind(F)(as_pytree(F), as_pytree(test), data, rule, classes)
 
 
 def measure(F: Functional, mu: Particles) -> dict[str, Array]:

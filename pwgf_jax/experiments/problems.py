@@ -22,7 +22,7 @@ from pwgf_jax.calculus import Functional, check_functional
 from pwgf_jax.experiments.config import Call, Config, Method
 from pwgf_jax.experiments.data import Source
 from pwgf_jax.experiments.descents import Descent
-from pwgf_jax.experiments.free_energy import Confined, entropy
+from pwgf_jax.experiments.free_energy import confined, entropy
 from pwgf_jax.experiments.heldout import hold_out, measure
 from pwgf_jax.experiments.objectives import Objective, Setting
 from pwgf_jax.experiments.reading import ConfigError, Place, make, parameters, read, suggestion
@@ -139,7 +139,7 @@ def build(config: Config) -> Experiment:
                 if data.test_arguments is not None:
                     test = functional(*data.test_arguments, **options)
                     F = hold_out(F, test, data.test_arguments, spec.functional.name, source.classes)
-        return (Confined(F, spec.confinement) if spec.confinement else F), mu0
+        return (confined(F, spec.confinement) if spec.confinement else F), mu0
 
     flows = {}
     for arm, call in config.arms.items():

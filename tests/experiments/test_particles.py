@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pwgf_jax import Particles, wasserstein_hessian
+from pwgf_jax import Particles, wasserstein_gradient, wasserstein_hessian
 from pwgf_jax.calculus import MomentForm, PairwiseForm
+from pwgf_jax.certify import Verdict, certify
 from pwgf_jax.experiments import ConfigError, build, dump, load
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.config import parse
 from pwgf_jax.experiments.data import Data, SmallTeacher
-from pwgf_jax.experiments.free_energy import Confined, entropy
-from pwgf_jax.experiments.heldout import HeldOut, hold_out
+from pwgf_jax.experiments.free_energy import Confined, confined, entropy
+from pwgf_jax.experiments.heldout import HeldOut, hold_out, measure
 from pwgf_jax.experiments.samples import Normal, Sample, ThreeRings
 from pwgf_jax.experiments.starts import Antithetic, Gaussian, Students
 from pwgf_jax.flows.spectral import gram_function
@@ -184,11 +185,56 @@ def test_a_confinement_adds_half_the_second_moment_and_keeps_the_rest(key):
     F = mean_field_regression(z, y)
     held = hold_out(F, F, (z, y), "mean_field_regression", False)
     mu = Particles(jax.random.normal(key, (3, 3)), jnp.array([0.5, 0.25, 0.25]))
-    confined = Confined(held, 0.3)
+    both = confined(held, 0.3)
     extra = 0.15 * np.sum(np.asarray(mu.weights)[:, None] * np.asarray(mu.points) ** 2)
-    np.testing.assert_allclose(confined(mu), F(mu) + extra, rtol=1e-12)
-    np.testing.assert_allclose(confined.batch(key, 4)(mu), confined(mu), rtol=1e-12)
-    assert not hasattr(Confined(lambda mu: jnp.sum(mu.weights), 1.0), "batch")
+    np.testing.assert_allclose(both(mu), F(mu) + extra, rtol=1e-12)
+    np.testing.assert_allclose(both.batch(key, 4)(mu), both(mu), rtol=1e-12)
+    assert not hasattr(confined(lambda mu: jnp.sum(mu.weights), 1.0), "batch")
+
+
+@pytest.mark.parametrize("form", [MomentForm, PairwiseForm])
+def test_a_confined_functional_keeps_its_form(key, form):
+    x = jax.random.normal(key, (6, 3))
+    F = mean_field_regression(x[:, :2], x[:, 2:]) if form is MomentForm else mmd(x, gaussian(1.0))
+    mu, v = Particles(x[:3], jnp.array([0.5, 0.25, 0.25])), x[3:]
+    quick, plain = confined(F, 0.3), confined(lambda mu: F(mu), 0.3)
+    assert isinstance(quick, form)
+    assert not isinstance(plain, MomentForm | PairwiseForm)
+
+    @jax.jit
+    def products(G, mu, v):
+        return [G(mu), wasserstein_gradient(G, mu)] + [
+            wasserstein_hessian(G, mu, p)(v) for p in ("integral", "local", "full")
+        ]
+
+    for found, expected in zip(products(quick, mu, v), products(plain, mu, v), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_functionals_of_ones_own_cross_jit_with_all_that_they_offer(key):
+    """A plain function is no array: it once met jit as the argument that it is a part of."""
+
+    class Own:
+        moments = staticmethod(lambda mu: mu.weights @ mu.points)
+        of_moments = staticmethod(lambda m: jnp.sum(m**2))
+        predict = staticmethod(lambda mu, inputs: inputs)
+
+        def __call__(self, mu):
+            return self.of_moments(self.moments(mu))
+
+        def batch(self, key, size):
+            return lambda mu: 2 * self(mu)
+
+    mu, data = Particles.uniform(jax.random.normal(key, (4, 2))), (jnp.ones((3, 1)), jnp.zeros((3, 1)))
+    for own, form in ((Own(), MomentForm), (lambda mu: Own()(mu), None)):
+        F = confined(hold_out(own, own, data, "own.py:F", False), 0.5)
+        np.testing.assert_allclose(jax.jit(lambda F, mu: F(mu))(F, mu), F(mu), rtol=1e-12)
+        assert form is None or isinstance(F, form)
+    F = confined(hold_out(Own(), Own(), data, "own.py:F", False), 0.5)
+    assert measure(F, mu)["test_loss"] == 0.5
+    np.testing.assert_allclose(F.batch(key, 1)(mu) - F(mu), Own()(mu), rtol=1e-12)
+    found = certify(F, mu, 10.0, 0.1, key)
+    assert found.verdict == Verdict.second_order_stationary  # the confinement is convex, and so is the square
 
 
 def test_langevin_records_its_free_energy_and_a_confined_objective(rings):

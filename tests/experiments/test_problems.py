@@ -117,6 +117,16 @@ def test_both_kinds_of_file_give_the_same_data(table, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_own_functional_that_holds_data_out_and_confines_can_be_certified(own, table, tmp_path):
+    config, out = own("fit", DATA.format(source="data.csv"), ""), tmp_path / "out"
+    text = config.read_text(encoding="utf-8").replace("particles = 6\n", "particles = 6\nconfinement = 0.1\n")
+    config.write_text(text, encoding="utf-8")
+    run(config, out)
+    assert main(["certify", str(out)]) == 0
+    assert main(["landscape", str(config), "--out", str(tmp_path / "land"), "--eps", "10", "--quiet"]) == 0
+
+
+@pytest.mark.slow
 def test_a_run_on_own_data_can_be_resumed_until_they_change(own, table, tmp_path, refused):
     config, out = own("fit", DATA.format(source="data.csv"), ""), tmp_path / "out"
     metrics = run(config, out)
