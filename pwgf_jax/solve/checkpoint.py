@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 import json
-import os
-import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-__all__ = ["load", "save"]
+from pwgf_jax.solve.files import replacing
+
+__all__ = ["Checkpoint", "CheckpointError", "load", "save"]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that this run cannot go on from: damaged, or of another run, program or version of jax.
+
+    Example:
+        >>> raise CheckpointError("a.npz: not a checkpoint (...); delete it to start afresh.")
+        Traceback (most recent call last):
+        ...
+        pwgf_jax.solve.checkpoint.CheckpointError: a.npz: not a checkpoint (...); delete it to start afresh.
+    """
+
+
+class Checkpoint(NamedTuple):
+    """How far a run is.
+
+    Args:
+        step: steps that every running seed has taken.
+        state: of the flow, any pytree of arrays.
+        records: what has been recorded so far, arrays over time.
+        seconds: what the steps have taken, as :class:`pwgf_jax.solve.Progress` counts them.
+
+    Example:
+        >>> Checkpoint(3, {"x": np.ones(2)}, {}).seconds
+        0.0
+    """
+
+    step: int
+    state: PyTree
+    records: dict[str, np.ndarray]
+    seconds: float = 0.0
 
 
 def _describe(state: PyTree) -> list[str]:
@@ -34,35 +65,35 @@ def _restored(numbers: np.ndarray, like: Any) -> Any:
     return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if _is_key(like) else array
 
 
-def save(path: Path, step: int, state: PyTree, records: dict[str, np.ndarray], identity: dict[str, Any]) -> None:
+def save(path: Path, at: Checkpoint, identity: dict[str, Any]) -> None:
     """Write a checkpoint; a crash in the middle leaves the one before it.
 
     Args:
         path: the ``.npz`` file; its folder is made.
-        step: how far the run is.
-        state: any pytree of arrays.
-        records: what has been recorded so far.
+        at: how far the run is.
         identity: what a run must share to go on from here, JSON values.
+
+    Raises:
+        OSError: if it cannot be written.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save(Path(folder) / "a.npz", 3, {"x": jnp.ones(2)}, {}, {"every": 1})
-        ...     step, state, _ = load(Path(folder) / "a.npz", {"x": jnp.zeros(2)}, {"every": 1})
-        >>> step, state["x"].tolist()
+        ...     save(Path(folder) / "a.npz", Checkpoint(3, {"x": jnp.ones(2)}, {}), {"every": 1})
+        ...     found = load(Path(folder) / "a.npz", {"x": jnp.zeros(2)}, {"every": 1})
+        >>> found.step, found.state["x"].tolist()
         (3, [1.0, 1.0])
     """
-    header = {"step": step, "identity": identity, "state": _describe(state)}
-    arrays: dict[str, Any] = {f"state/{i}": _numbers(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    arrays |= {f"records/{name}": value for name, value in records.items()}
-    temporary = path.with_name(path.name + ".part")
+    header = {"step": at.step, "seconds": at.seconds, "jax": jax.__version__}
+    header |= {"identity": identity, "state": _describe(at.state)}
+    arrays: dict[str, Any] = {f"state/{i}": _numbers(leaf) for i, leaf in enumerate(jax.tree.leaves(at.state))}
+    arrays |= {f"records/{name}": value for name, value in at.records.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(temporary, "wb") as file:
+    with replacing(path) as file:
         np.savez(file, header=np.array(json.dumps(header)), **arrays)
-    os.replace(temporary, path)
 
 
-def load(path: Path, like: PyTree, identity: dict[str, Any]) -> tuple[int, PyTree, dict[str, np.ndarray]]:
+def load(path: Path, like: PyTree, identity: dict[str, Any]) -> Checkpoint:
     """Read a checkpoint of a run like this one.
 
     Args:
@@ -71,40 +102,47 @@ def load(path: Path, like: PyTree, identity: dict[str, Any]) -> tuple[int, PyTre
         identity: as given to :func:`save` by this run.
 
     Returns:
-        The step, the state structured like ``like``, and the records.
+        How far that run was, its state structured like ``like``.
 
     Raises:
-        ValueError: if the file is no checkpoint, or one of another run.
+        CheckpointError: if the file is no checkpoint, or one of another run.
 
     Example:
         >>> load(Path("pyproject.toml"), {}, {})
         Traceback (most recent call last):
         ...
-        ValueError: pyproject.toml: not a checkpoint (...); delete it to start afresh.
+        pwgf_jax.solve.checkpoint.CheckpointError: pyproject.toml: not a checkpoint (...); delete it to start afresh.
     """
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(str(arrays.pop("header")))
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a checkpoint ({error}); delete it to start afresh.") from error
+        step, saved, state, seconds = header["step"], dict(header["identity"]), header["state"], header.get("seconds")
+        leaves = [arrays[f"state/{i}"] for i in range(len(state))]
+    except Exception as error:  # bytes can be wrong in more ways than NumPy, zipfile and json have errors for
+        raise CheckpointError(f"{path}: not a checkpoint ({error}); delete it to start afresh.") from error
+    if (version := header.get("jax", jax.__version__)) != jax.__version__:
+        raise CheckpointError(
+            f"{path}: made with jax {version}, this is jax {jax.__version__}, which may step otherwise; "
+            "go on with the same, or delete it to start afresh."
+        )
     for name, value in identity.items():
-        if name != "program" and header["identity"].get(name) != value:
-            raise ValueError(
-                f"{path}: made with {name}={header['identity'].get(name)}, this run has {value}; "
+        if name != "program" and saved.get(name) != value:
+            raise CheckpointError(
+                f"{path}: made with {name}={saved.get(name)}, this run has {value}; "
                 "go on with the same, or delete it to start afresh."
             )
-    if header["state"] != _describe(like):
-        ours, theirs = set(_describe(like)), set(header["state"])
-        raise ValueError(
+    if state != _describe(like):
+        ours, theirs = set(_describe(like)), set(state)
+        raise CheckpointError(
             f"{path}: made by another flow or problem: it holds {sorted(theirs - ours)} where this run has "
             f"{sorted(ours - theirs)}; delete it to start afresh."
         )
-    if header["identity"].get("program") != identity.get("program"):
-        raise ValueError(
-            f"{path}: made by other computations (step size, thresholds, compiled-in data, or the version of jax); "
+    if saved.get("program") != identity.get("program"):
+        raise CheckpointError(
+            f"{path}: made by other computations (step size, thresholds, compiled-in data, or pwgf_jax's version); "
             "go on with the same, or delete it to start afresh."
         )
-    leaves = [_restored(arrays[f"state/{i}"], leaf) for i, leaf in enumerate(jax.tree.leaves(like))]
+    restored = [_restored(numbers, leaf) for numbers, leaf in zip(leaves, jax.tree.leaves(like), strict=True)]
     records = {name.removeprefix("records/"): value for name, value in arrays.items() if name.startswith("records/")}
-    return header["step"], jax.tree.unflatten(jax.tree.structure(like), leaves), records
+    return Checkpoint(step, jax.tree.unflatten(jax.tree.structure(like), restored), records, seconds or 0.0)

@@ -95,6 +95,9 @@ class Progress(NamedTuple):
         value: F of every seed, shape (seeds,).
         gradient_norm: ‖∇_μF‖ of every seed.
         status: status of every seed.
+        seconds: what the steps so far have taken, all seeds together: without compilation, without checkpoints, and
+            without the time of ``Record.stats``, as measured by evaluating them once more after a chunk.
+        seed_steps: steps that all seeds together have taken; a seed that has finished takes none.
 
     Example:
         >>> import numpy as np
@@ -107,6 +110,8 @@ class Progress(NamedTuple):
     value: np.ndarray
     gradient_norm: np.ndarray
     status: np.ndarray
+    seconds: float = 0.0
+    seed_steps: int = 0
 
     @property
     def running(self) -> int:

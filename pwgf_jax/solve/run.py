@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, PyTree
 
@@ -22,6 +24,7 @@ from pwgf_jax.flows.base import any_in_batch
 from pwgf_jax.krylov import check_key
 from pwgf_jax.measures import Particles, traceable
 from pwgf_jax.solve import checkpoint as checkpoints
+from pwgf_jax.solve.checkpoint import Checkpoint, CheckpointError
 from pwgf_jax.solve.record import Progress, Record, Solution
 from pwgf_jax.solve.sharding import Batching, batched
 
@@ -30,17 +33,28 @@ __all__ = ["run", "sweep"]
 Problem: TypeAlias = Callable[[Array], tuple[Functional, Particles]]
 Rows: TypeAlias = dict[str, np.ndarray]
 
+_CALLS = {"run": "run(flow, F, mu0, key, steps)", "sweep": "sweep(flow, problem, keys, steps)"}
+_CHUNKS, _SAVES = 100, 20  # of a run, unless time asks for more
+_PATIENCE = 300.0  # seconds that a kill may cost
+
 # Keeps the steps' random numbers apart from whatever the problem draws from the same key.
 _STREAM = 0x70776766
 
 
 class _Trajectory(NamedTuple):
-    """The compiled pieces of a run over one seed or a batch of them, and one seed's step to tell it by."""
+    """The pieces of a run over one seed or a batch of them, and one seed's step to tell it by.
+
+    ``advance`` and ``look`` return a call that is compiled, so that a clock around it sees nothing but the call.
+    """
 
     start: Callable[[], FlowState]
-    advance: Callable[[FlowState, int, int], tuple[FlowState, dict[str, Array]]]
-    look: Callable[[FlowState], dict[str, Array]]
+    advance: Callable[[FlowState, int, int], Callable[[], tuple[FlowState, dict[str, Array]]]]
+    look: Callable[[FlowState], Callable[[], dict[str, Array]]]
     one_step: Callable[[], ClosedJaxpr]
+
+
+def _compiled(jitted: Any, *arguments: Any, static: tuple[Any, ...] = ()) -> Callable[[], Any]:
+    return partial(jitted.lower(*static, *arguments).compile(), *arguments)
 
 
 def _start(flow: Flow, F: Functional, mu0: Particles, key: Array) -> FlowState:
@@ -73,15 +87,10 @@ def _one_step(flow: Flow, record: Record, F: Functional, mu0: Particles, key: Ar
     return _advance(flow, record, 1, 1, F, key, _start(flow, F, mu0, key))
 
 
-def _chunks(done: int, steps: int, every: int, chunk: int) -> Iterator[tuple[int, int]]:
-    """(blocks, steps per block) of the chunks left; a last block may be shorter."""
-    blocks_per_chunk = max(1, chunk // every)
-    blocks = (steps - done) // every
-    while blocks > 0:
-        yield min(blocks, blocks_per_chunk), every
-        blocks -= blocks_per_chunk
-    if rest := (steps - done) % every:
-        yield 1, rest
+def _next_chunk(left: int, every: int, most: int) -> tuple[int, int]:
+    """Blocks, at most so many, and the steps of each; the last block of a run may be shorter than the others."""
+    blocks = left // every
+    return (min(blocks, most), every) if blocks else (1, left)
 
 
 def _drive(
@@ -96,50 +105,70 @@ def _drive(
 ) -> Solution:
     """The host loop: chunk after chunk, until the steps are spent or every seed has finished."""
     if chunk is None:
-        chunk = steps if not batch and progress is None and checkpoint is None else -(-steps // 20)
+        chunk = steps if not batch and progress is None and checkpoint is None else -(-steps // _CHUNKS)
     path = None if checkpoint is None else Path(checkpoint)
-    identity = {
-        "every": record.every,
-        "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "key_impl": str(jax.random.key_impl(key)),
-    }
-    done, rows, state = 0, {}, trajectory.start()
-    if path is not None:
-        # To four digits: another start has another size, the same one on another machine has not.
-        identity["start"] = [f"{np.mean(np.abs(np.asarray(leaf))):.4g}" for leaf in jax.tree.leaves(state.mu.points)]
-        identity["program"] = _fingerprint(trajectory.one_step())
-        identity["records"] = sorted(jax.eval_shape(trajectory.look, state))
+    at = Checkpoint(0, trajectory.start(), {})
+    identity = {} if path is None else _identity(trajectory, at.state, record, key)
     if path is not None and path.exists():
-        done, state, rows = checkpoints.load(path, state, identity)
-        if done > steps or (done < steps and done % record.every):
-            raise ValueError(f"{path}: it is at step {done} of a run with other steps; this run takes {steps}.")
+        at = checkpoints.load(path, at.state, identity)
+        if at.step > steps or (at.step < steps and at.step % record.every):
+            raise CheckpointError(
+                f"{path}: it is at step {at.step} of a run with other steps; this run takes {steps}; "
+                "go on with as many, or delete it to start afresh."
+            )
+    done, state, rows, seconds = at.step, at.state, [at.records] if at.records else [], at.seconds
+    most, looking = max(1, chunk // record.every), float("inf")
+    saved, saved_at, still = done, time.monotonic(), None
 
-    for blocks, length in _chunks(done, steps, record.every, chunk):
-        status = np.asarray(state.status)
-        if np.all(status != Status.running):
-            rows = _join(rows, _repeated(trajectory.look(state), blocks, len(batch)), len(batch))
+    while done < steps:
+        blocks, length = _next_chunk(steps - done, record.every, most)
+        if np.all(np.asarray(state.status) != Status.running):
+            still = trajectory.look(state)() if still is None else still
+            rows.append(_repeated(still, blocks, len(batch)))
         else:
-            state, new = trajectory.advance(state, blocks, length)
-            rows = _join(rows, jax.tree.map(np.asarray, new), len(batch))
+            (state, new), taken = _timed(trajectory.advance(state, blocks, length))
+            rows.append(jax.tree.map(np.asarray, new))
+            if progress is not None and record.stats is not None:
+                looking = min(looking, _timed(trajectory.look(state))[1])
+            seconds += max(0.0, taken - blocks * looking) if np.isfinite(looking) else taken
+            if taken > _PATIENCE:
+                most = max(1, int(blocks * _PATIENCE / taken))
         done += blocks * length
-        if path is not None:
-            checkpoints.save(path, done, state, rows, identity)
+        # Every save writes all records again: often enough to lose little, not so often that they add up.
+        useful = (done - saved) * _SAVES >= steps or time.monotonic() - saved_at >= _PATIENCE
+        if path is not None and (useful or done == steps):
+            rows = [_joined(rows, len(batch))]
+            checkpoints.save(path, Checkpoint(done, state, rows[0], seconds), identity)
+            saved, saved_at = done, time.monotonic()
         if progress is not None:
             evaluation = state.evaluation
-            progress(
-                Progress(
-                    done,
-                    steps,
-                    *(np.atleast_1d(x) for x in (evaluation.value, evaluation.gradient_norm, state.status)),
-                )
-            )
+            value, norm, status = (np.atleast_1d(x) for x in (evaluation.value, evaluation.gradient_norm, state.status))
+            progress(Progress(done, steps, value, norm, status, seconds, int(np.sum(state.step))))
 
-    rows = _join(rows, _repeated(trajectory.look(state), 1, len(batch)), len(batch))
+    rows.append(_repeated(trajectory.look(state)(), 1, len(batch)))
     at = np.minimum(np.arange(-(-steps // record.every) + 1) * record.every, steps)
-    records = {"step": np.broadcast_to(at, (*batch, at.size)), **rows}
+    records = {"step": np.broadcast_to(at, (*batch, at.size)), **_joined(rows, len(batch))}
     spent = jnp.asarray(Status.budget_spent, jnp.int32)
     status = jnp.where(state.status == Status.running, spent, state.status)
     return Solution(state.mu, state.evaluation.value, status, state.step, records)
+
+
+def _identity(trajectory: _Trajectory, start: FlowState, record: Record, key: Array) -> dict[str, Any]:
+    """What a run must share with a checkpoint to go on from it."""
+    return {
+        "every": record.every,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "key_impl": str(jax.random.key_impl(key)),
+        # To four digits: another start has another size, the same one on another machine has not.
+        "start": [f"{np.mean(np.abs(np.asarray(leaf))):.4g}" for leaf in jax.tree.leaves(start.mu.points)],
+        "program": _fingerprint(trajectory.one_step()),
+        "records": sorted(trajectory.look(start)()),
+    }
+
+
+def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    began = time.perf_counter()
+    return jax.block_until_ready(call()), time.perf_counter() - began
 
 
 def _fingerprint(program: ClosedJaxpr) -> str:
@@ -158,10 +187,15 @@ def _repeated(row: dict[str, Array], count: int, axis: int) -> Rows:
     return {name: np.repeat(np.expand_dims(value, axis), count, axis=axis) for name, value in rows.items()}
 
 
-def _join(before: Rows, after: Rows, axis: int) -> Rows:
-    return {
-        name: np.concatenate([before[name], value], axis=axis) if before else value for name, value in after.items()
-    }
+def _joined(rows: list[Rows], axis: int) -> Rows:
+    return {name: np.concatenate([row[name] for row in rows], axis=axis) for name in rows[0]}
+
+
+def _check_flow(caller: str, flow: Flow) -> None:
+    if not isinstance(flow, Flow):
+        of_it = " made of it, like pwgf_jax.wgf(optimizer)" if isinstance(flow, optax.GradientTransformation) else ""
+        said = f"{caller}: flow is a {type(flow).__name__}; give a pwgf_jax.Flow{of_it}"
+        raise TypeError(f"{said}, as in {_CALLS[caller]}.")
 
 
 def _check(steps: int, mu0: PyTree) -> None:
@@ -198,16 +232,20 @@ def run(
         key: typed random key.
         steps: how many steps to take at most.
         record: what to write down, every step by default.
-        chunk: steps per compiled call; all by default, a twentieth with progress or checkpoint.
+        chunk: steps per compiled call; all by default, a hundredth with progress or checkpoint. Chunks that take more
+            than five minutes are followed by smaller ones.
         progress: called after every chunk with a :class:`Progress`.
-        checkpoint: file to save to after every chunk, and to go on from if it exists.
+        checkpoint: file to go on from if it exists, and to save to: after chunks, when a twentieth of the steps or five
+            minutes have passed since the last time, and at the end.
 
     Returns:
         A :class:`Solution`. A value that is not finite is a status, not an error.
 
     Raises:
-        TypeError: if the key is no typed key, the start no :class:`pwgf_jax.Particles`, or F(mu) no scalar.
-        ValueError: if steps are negative, the weights are no probabilities, or the checkpoint is of another run.
+        TypeError: if the key is no typed key, the flow no :class:`pwgf_jax.Flow`, F no function, the start no
+            :class:`pwgf_jax.Particles`, or F(mu) no scalar.
+        ValueError: if steps are negative, the weights are no probabilities, or the checkpoint is damaged or of another
+            run or version of jax.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -218,6 +256,9 @@ def run(
         (0.0078125, 'budget_spent')
     """
     check_key(key, "run")
+    _check_flow("run", flow)
+    if not callable(F):
+        raise TypeError(f"run: F is a {type(F).__name__}; give a function of Particles, as in run(flow, F, mu0, ...).")
     if key.ndim:
         raise ValueError(f"run: key has shape {key.shape}; give one key, or use sweep for one run per key.")
     _check(steps, mu0)
@@ -232,8 +273,8 @@ def run(
     functional = traceable(F)
     trajectory = _Trajectory(
         lambda: _jit_start(flow, functional, mu0, key),
-        lambda state, blocks, length: _jit_advance(flow, record, blocks, length, functional, key, state),
-        lambda state: _jit_look(record, functional, state),
+        lambda state, *sizes: _compiled(_jit_advance, functional, key, state, static=(flow, record, *sizes)),
+        lambda state: _compiled(_jit_look, functional, state, static=(record,)),
         lambda: jax.make_jaxpr(lambda F, mu0, key: _one_step(flow, record, F, mu0, key))(functional, mu0, key),
     )
     return _drive(trajectory, (), steps, record, chunk, progress, checkpoint, key)
@@ -269,16 +310,18 @@ def sweep(
         record: what to write down, every step by default.
         batching: ``"map"`` seed after seed, ``"vmap"`` all at once, ``"shard"`` spread over the devices,
             ``"auto"`` the fastest for this machine.
-        chunk: steps per compiled call, a twentieth of all by default.
+        chunk: as in :func:`run`; a hundredth of all steps by default.
         progress: called after every chunk with a :class:`Progress`.
-        checkpoint: file to save to after every chunk, and to go on from if it exists.
+        checkpoint: as in :func:`run`.
 
     Returns:
         A :class:`Solution` with a leading seed axis on everything.
 
     Raises:
-        TypeError: if ``keys`` are no typed keys, or the problem makes no (functional, Particles).
-        ValueError: if ``keys`` is not one axis of keys, steps are negative, or the checkpoint is of another run.
+        TypeError: if ``keys`` are no typed keys, the flow is no :class:`pwgf_jax.Flow`, or the problem makes no
+            (functional, Particles) of a key.
+        ValueError: if ``keys`` is not one axis of keys, steps are negative, or the checkpoint is damaged or of another
+            run or version of jax.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -290,12 +333,21 @@ def sweep(
         ((3,), True)
     """
     check_key(keys, "sweep")
+    _check_flow("sweep", flow)
+    if not callable(problem):
+        raise TypeError(f"sweep: problem is a {type(problem).__name__}; give a function key -> (F, Particles).")
     if keys.ndim != 1 or keys.shape[0] == 0:
         raise ValueError(f"sweep: keys have shape {keys.shape}; give one key per seed, jax.random.split(key, seeds).")
     record = Record() if record is None else record
 
     def examine(key: Array) -> Array:
-        pair = problem(key)
+        try:
+            pair = problem(key)
+        except (AttributeError, TypeError) as error:  # what a functional says when it is handed a key
+            raise TypeError(
+                f"sweep: problem(key) raises {type(error).__name__}: {error}. A problem makes (F, Particles) of a key; "
+                "with one functional and one start for all keys it is lambda key: (F, mu0)."
+            ) from error
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise TypeError(f"sweep: problem(key) returns a {type(pair).__name__}; return (functional, Particles).")
         _check(steps, pair[1])
@@ -323,8 +375,8 @@ def sweep(
     jit_start = jax.jit(batched(start, batching))
     trajectory = _Trajectory(
         lambda: jit_start(keys),
-        lambda state, blocks, length: jit_advance(blocks, length, keys, state),
-        lambda state: jit_look(keys, state),
+        lambda state, *sizes: _compiled(jit_advance, keys, state, static=sizes),
+        lambda state: _compiled(jit_look, keys, state),
         lambda: jax.make_jaxpr(lambda key: _one_step(flow, record, *problem(key), key))(keys[0]),
     )
     return _drive(trajectory, keys.shape, steps, record, chunk, progress, checkpoint, keys)

@@ -1,10 +1,14 @@
+import json
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from pwgf_jax import Particles, Record, pwgf, run, sweep
+from pwgf_jax import Particles, Record, pwgf, run, sweep, wgf
+from pwgf_jax.solve import checkpoint as checkpoints
 from tests.solve.problems import METHOD, STEPS, problem, seeds
 
 
@@ -132,3 +136,62 @@ def test_a_foreign_archive_is_no_checkpoint(file):
     np.savez(file, x=np.ones(3))
     with pytest.raises(ValueError, match="not a checkpoint"):
         sweep(METHOD, problem, seeds(2), 12, checkpoint=file)
+
+
+def rewritten(file, change):
+    """The checkpoint with another header or other arrays."""
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    header = json.loads(str(arrays.pop("header")))
+    header = change(header, arrays)
+    np.savez(file, header=np.array(json.dumps(header)), **arrays)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda header, arrays: header | {"jax": "0.9.0"},
+            r"made with jax 0\.9\.0, this is jax .*; go on with the same",
+        ),
+        (lambda header, arrays: [header], r"not a checkpoint \(.*\); delete it to start afresh"),
+        (lambda header, arrays: header | {"identity": 3}, r"not a checkpoint \(.*\); delete it to start afresh"),
+        (
+            lambda header, arrays: [arrays.pop("state/0"), header][1],
+            r"not a checkpoint \(.*state/0.*\); delete it to start afresh",
+        ),
+    ],
+    ids=["jax", "header", "identity", "state"],
+)
+def test_what_was_meddled_with_or_made_by_another_jax_is_said_to_be(change, message, file):
+    rewritten(file, change)
+    with pytest.raises(checkpoints.CheckpointError, match=message):
+        sweep(METHOD, problem, seeds(2), 12, checkpoint=file)
+
+
+@pytest.fixture
+def saves(monkeypatch):
+    """The steps at which checkpoints are written."""
+    steps, save = [], checkpoints.save
+
+    def note(path, at, identity):
+        steps.append(at.step)
+        save(path, at, identity)
+
+    monkeypatch.setattr(checkpoints, "save", note)
+    return steps
+
+
+def test_short_chunks_do_not_write_all_records_again_at_every_end(saves, tmp_path):
+    seen = []
+    options = {"record": Record(every=2), "chunk": 2, "checkpoint": tmp_path / "a.npz", "progress": seen.append}
+    sweep(wgf(0.1), problem, seeds(2), 400, **options)
+    assert len(seen) == 200
+    assert saves == list(range(20, 401, 20))  # a twentieth of the steps apart, not 200 times
+
+
+def test_slow_chunks_are_saved_by_time_and_made_smaller(saves, tmp_path, monkeypatch):
+    whole = sweep(wgf(0.1), problem, seeds(2), 24, chunk=16)
+    monkeypatch.setattr(sys.modules[sweep.__module__], "_PATIENCE", 1e-9)
+    assert_same(sweep(wgf(0.1), problem, seeds(2), 24, chunk=16, checkpoint=tmp_path / "a.npz"), whole)
+    assert saves == list(range(16, 25))

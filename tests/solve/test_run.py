@@ -1,9 +1,13 @@
 import itertools
+import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jaxtyping import config as jaxtyping_config
 
 from pwgf_jax import Particles, Record, Status, run, sweep, wgf
 from pwgf_jax.solve import Progress
@@ -234,3 +238,59 @@ def test_impossible_calls_are_refused(call, error, message, key):
     F, mu = problem(key)
     with pytest.raises(error, match=message):
         call(F, mu, key)
+
+
+any_run: Any = run
+any_sweep: Any = sweep
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda F, mu, k: any_run(F, METHOD, mu, k, 3),
+            r"run: flow is a function; .* as in run\(flow, F, mu0",
+        ),
+        (
+            lambda F, mu, k: any_run(optax.adam(0.1), F, mu, k, 3),
+            r"a pwgf_jax\.Flow made of it, like pwgf_jax\.wgf",
+        ),
+        (lambda F, mu, k: any_run(METHOD, 3.0, mu, k, 3), "run: F is a float; give a function of Particles"),
+        (lambda F, mu, k: sweep(F, problem, seeds(2), 3), r"sweep: flow is a function; .*sweep\(flow, problem, keys"),
+        (lambda F, mu, k: any_sweep(optax.sgd(0.1), problem, seeds(2), 3), r"sweep: flow is a GradientTransformation"),
+        (lambda F, mu, k: sweep(METHOD, F, seeds(2), 3), r"problem\(key\) raises .* lambda key: \(F, mu0\)"),
+        (lambda F, mu, k: any_sweep(METHOD, (F, mu), seeds(2), 3), "sweep: problem is a tuple; give a function key ->"),
+    ],
+    ids=["swapped", "optax", "no functional", "functional for flow", "optax in a sweep", "functional", "pair"],
+)
+def test_arguments_in_each_others_place_are_refused_with_the_right_call(call, message, key, monkeypatch):
+    # Users run without the checks of annotations, which speak first in these tests.
+    monkeypatch.setattr(jaxtyping_config, "jaxtyping_disable", True)
+    with pytest.raises(TypeError, match=message):
+        call(*problem(key), key)
+
+
+def test_the_clock_counts_steps_and_nothing_else():
+    def slow(F, mu):
+        def wait(x):
+            time.sleep(0.02)
+            return x
+
+        return {"late": jax.pure_callback(wait, jax.ShapeDtypeStruct((), mu.weights.dtype), mu.weights[0])}
+
+    seen, began = [], time.perf_counter()
+    solution = sweep(METHOD, problem, seeds(2), STEPS, Record(10, slow), batching="map", chunk=20, progress=seen.append)
+    whole = time.perf_counter() - began  # compilation, and 0.4 s and more of records
+    clock = [at.seconds for at in seen]
+    assert clock == sorted(clock)
+    assert 0 <= clock[-1] < 0.3 * whole
+    assert seen[-1].seed_steps == int(np.sum(solution.steps))
+
+
+def test_the_clock_stands_still_when_every_seed_has_stopped():
+    seen = []
+    solution = sweep(METHOD, problem, seeds(2), 400, Record(every=10), chunk=20, progress=seen.append)
+    over = [at for at in seen if at.running == 0]
+    assert len(over) > 5
+    assert 0 < over[0].seconds == over[-1].seconds
+    assert over[-1].seed_steps == int(np.sum(solution.steps)) < 2 * 400
