@@ -54,7 +54,7 @@ class Eigenpair(NamedTuple):
     Args:
         eigenvalue: the Rayleigh quotient of the eigenvector.
         eigenvector: a field of norm one (zero if the operator acts on nothing).
-        residual: the norm of A v − λ v; the operator has an eigenvalue within ``residual`` of the one returned.
+        residual: the norm of A v − λ v and its rounding: an eigenvalue lies within that of the one returned.
         converged: whether the residual is below the tolerance asked for.
 
     Example:
@@ -71,12 +71,16 @@ class Eigenpair(NamedTuple):
 
 
 class FlatOperator(NamedTuple):
-    """A symmetric matrix-vector product, and the isometry between its vectors and fields."""
+    """A symmetric matrix-vector product, and the isometry between its vectors and fields.
+
+    The vectors are float32 at least, whatever the fields are.
+    """
 
     matvec: Callable[[Array], Array]
     to_flat: Callable[[PyTree], Array]
     to_field: Callable[[Array], PyTree]
     support: Array  # 1 where a coordinate exists, 0 on particles of weight zero
+    eps: float  # the precision in which fields are held and products computed
 
 
 class Decomposition(NamedTuple):
@@ -89,28 +93,35 @@ class Decomposition(NamedTuple):
 
 
 def flatten(operator: Callable[[PyTree], PyTree], like: PyTree) -> FlatOperator:
-    flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like))
-    if not jnp.issubdtype(flat.dtype, jnp.floating):
-        raise TypeError(f"krylov: fields are {flat.dtype}; give floating arrays.")
+    plain, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like))
+    if not jnp.issubdtype(plain.dtype, jnp.floating):
+        raise TypeError(f"krylov: fields are {plain.dtype}; give floating arrays.")
+    dtype = jnp.promote_types(plain.dtype, jnp.float32)
+    eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(like))
+
+    def to_flat(u: PyTree) -> Array:
+        return ravel_pytree(u)[0].astype(dtype)
+
+    def to_field(q: Array) -> PyTree:
+        return unravel(q.astype(plain.dtype))
+
     if not isinstance(operator, HessianOperator):
-        support = jnp.ones_like(flat)
-        return FlatOperator(
-            lambda q: ravel_pytree(operator(unravel(q)))[0], lambda u: ravel_pytree(u)[0], unravel, support
-        )
+        ones = jnp.ones(plain.shape, dtype)
+        return FlatOperator(lambda q: to_flat(operator(to_field(q))), to_flat, to_field, ones, eps)
     root = jnp.sqrt(operator.mu.weights)
     inverse_root = jnp.where(root > 0, 1 / jnp.where(root > 0, root, 1), 0)
 
     def scaled(factor: Array, u: PyTree) -> PyTree:
         return jax.tree.map(lambda leaf: per_particle(factor, leaf).astype(leaf.dtype) * leaf, u)
 
-    def to_flat(u: PyTree) -> Array:
-        return ravel_pytree(scaled(root, u))[0]
+    def to_unit_mass(u: PyTree) -> Array:
+        return to_flat(scaled(root, u))
 
-    def to_field(q: Array) -> PyTree:
-        return scaled(inverse_root, unravel(q))
+    def to_mass(q: Array) -> PyTree:
+        return scaled(inverse_root, to_field(q))
 
-    support = ravel_pytree(scaled(jnp.where(root > 0, 1, 0), jax.tree.map(jnp.ones_like, like)))[0]
-    return FlatOperator(lambda q: to_flat(operator(to_field(q))), to_flat, to_field, support)
+    support = to_flat(scaled(jnp.where(root > 0, 1, 0), jax.tree.map(jnp.ones_like, like)))
+    return FlatOperator(lambda q: to_unit_mass(operator(to_mass(q))), to_unit_mass, to_mass, support, eps)
 
 
 def _check_depth(depth: int, size: int) -> None:
@@ -129,24 +140,56 @@ class Recurrence(NamedTuple):
     off_diagonal: Float[Array, " depth"]
     vector: Float[Array, " n"]
     residual: Float[Array, " n"]
-    scale: Float[Array, ""]
+    scale: Float[Array, ""]  # the largest norm of a product with a unit vector that was met
     steps: Int[Array, ""]
+    room: Int[Array, ""]  # dimensions of the operator that the basis does not span yet
     alive: Bool[Array, ""]
 
 
-def begin(start: Float[Array, " n"], depth: int) -> Recurrence:
+def length(vector: Float[Array, " n"]) -> Float[Array, ""]:
+    """The Euclidean norm, of numbers of any size: squares neither vanish nor overflow."""
+    largest = jnp.max(jnp.abs(vector))
+    unit = jnp.where(largest > 0, largest, 1)
+    return unit * jnp.sqrt(jnp.sum((vector / unit) ** 2))
+
+
+def product(u: Float[Array, " n"], v: Float[Array, " n"]) -> Float[Array, ""]:
+    """⟨u, v⟩, summed as a tree: XLA's dot of two float32 vectors of 10⁶ numbers keeps three digits, its sum all."""
+    return jnp.sum(u * v)
+
+
+def begin(start: Float[Array, " n"], depth: int, support: Float[Array, " n"]) -> Recurrence:
+    """The recurrence from a start, before its first step."""
     dtype = start.dtype
-    length = jnp.linalg.norm(start)
-    alive = length > 0
-    first = jnp.where(alive, start / jnp.where(alive, length, 1), 0)
-    zeros = jnp.zeros((depth,), dtype)
-    basis = jnp.zeros((depth * start.size,), dtype)
-    zero, count = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
-    return Recurrence(basis, zeros, zeros, first, jnp.zeros_like(first), zero, count, alive)
+    norm = length(start)
+    alive = norm != 0  # of what is not a number, something is said: not a number
+    first = jnp.where(alive, start / jnp.where(alive, norm, 1), 0)
+    zeros, basis = jnp.zeros((depth,), dtype), jnp.zeros((depth * start.size,), dtype)
+    count = jnp.zeros((), jnp.int32)
+    room = jnp.sum(support != 0, dtype=jnp.int32)
+    return Recurrence(basis, zeros, zeros, first, jnp.zeros_like(first), jnp.zeros((), dtype), count, room, alive)
 
 
-def extend(matvec: Callable[[Array], Array], recurrence: Recurrence, first: Any, last: Any) -> Recurrence:
-    """Steps ``first`` to ``last`` - 1 of the recurrence."""
+def grown(recurrence: Recurrence, depth: int) -> Recurrence:
+    """The same recurrence with room for more vectors."""
+    missing = depth - recurrence.diagonal.size
+    return recurrence._replace(
+        basis=jnp.pad(recurrence.basis, (0, missing * recurrence.vector.size)),
+        diagonal=jnp.pad(recurrence.diagonal, (0, missing)),
+        off_diagonal=jnp.pad(recurrence.off_diagonal, (0, missing)),
+    )
+
+
+def extend(
+    operator: FlatOperator, recurrence: Recurrence, first: Any, last: Any, key: Array | None = None
+) -> Recurrence:
+    """Steps ``first`` to ``last`` - 1 of the recurrence.
+
+    Without a key it closes where a residual is rounding: the Krylov space of the start is all that is asked for. With
+    a key it goes on until it spans the whole space: what is left of a direction that the start hardly has may be as
+    small as rounding. It follows the residual while that holds digits, and else a random direction, uncoupled.
+    """
+    support = operator.support
 
     def orthogonalise(vector: Array, basis: Array) -> Array:
         for _ in range(2):  # once loses half the digits when the vector is nearly in the span; twice is enough
@@ -155,31 +198,46 @@ def extend(matvec: Callable[[Array], Array], recurrence: Recurrence, first: Any,
 
     def step(i: Int[Array, ""], now: Recurrence) -> Recurrence:
         q = now.vector
-        basis = jax.lax.dynamic_update_slice(now.basis, q, (i * q.size,))
-        image = jnp.where(now.alive, matvec(q), 0)
-        scale = jnp.maximum(now.scale, jnp.linalg.norm(image))
-        residual = orthogonalise(image, basis.reshape(-1, q.size))
-        beta = jnp.linalg.norm(residual)
-        alive = now.alive & (beta > rounding_level(q.size, q.dtype) * scale)
-        residual = jnp.where(alive, residual, 0)
-        beta = jnp.where(alive, beta, 0)
+        flat = jax.lax.dynamic_update_slice(now.basis, q, (i * q.size,))
+        basis = flat.reshape(-1, q.size)
+        image = jnp.where(now.alive, operator.matvec(q), 0)
+        scale = jnp.maximum(now.scale, length(image))
+        residual = orthogonalise(image, basis)
+        beta = length(residual)
+        room = now.room - now.alive.astype(jnp.int32)
+        alive = now.alive & (room > 0)
+        closes = beta <= (operator.eps if key is not None else CLOSING * operator.eps) * scale
+        if key is None:
+            alive = alive & ~closes
+        beta = jnp.where(alive & ~closes, beta, 0)
+        residual = jnp.where(alive & ~closes, residual, 0)
+        after = residual / jnp.where(beta > 0, beta, 1)
+        if key is not None:
+            step_key = jax.random.fold_in(key, i)
+
+            def fresh(_: Array) -> Array:
+                drawn = support * jax.random.normal(step_key, q.shape, q.dtype)
+                drawn = orthogonalise(drawn / length(drawn), basis)
+                return drawn / length(drawn)
+
+            after = jax.lax.cond(alive & closes, fresh, lambda vector: vector, after)
         return Recurrence(
-            basis,
-            now.diagonal.at[i].set(_dot(q, image)),
+            flat,
+            now.diagonal.at[i].set(product(q, image)),
             now.off_diagonal.at[i].set(beta),
-            residual / jnp.where(alive, beta, 1),
+            after,
             residual,
             scale,
             now.steps + now.alive.astype(jnp.int32),
+            room,
             alive,
         )
 
     return jax.lax.fori_loop(first, last, step, recurrence)
 
 
-def rounding_level(size: int, dtype: Any) -> float:
-    """Relative to the operator's scale, the size below which an off-diagonal or a residual is rounding."""
-    return 10 * float(jnp.finfo(dtype).eps) * size**0.5
+CLOSING = 16
+"""Relative to eps and the operator's scale, the size below which a residual is rounding and a Krylov space closed."""
 
 
 def finish(recurrence: Recurrence) -> Decomposition:
@@ -189,8 +247,17 @@ def finish(recurrence: Recurrence) -> Decomposition:
     return Decomposition(basis, tridiagonal, recurrence.residual, recurrence.steps)
 
 
-def decompose(matvec: Callable[[Array], Array], start: Float[Array, " n"], depth: int) -> Decomposition:
-    return finish(extend(matvec, begin(start, depth), 0, depth))
+def decompose(operator: FlatOperator, start: Float[Array, " n"], depth: int, key: Array | None = None) -> Decomposition:
+    return finish(extend(operator, begin(start, depth, operator.support), 0, depth, key))
+
+
+def rounding(operator: FlatOperator, scale: Array) -> Array:
+    """What rounding can move an eigenvalue by, where the largest in size is ``scale``."""
+    return CLOSING * operator.eps * scale
+
+
+# LAPACK's threads are those of XLA on CPU: a batch of eigenproblems on several devices can wait for itself.
+eigh = jax.custom_batching.sequential_vmap(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
 
 
 def ritz(decomposition: Decomposition) -> tuple[Array, Array, Array]:
@@ -203,7 +270,7 @@ def ritz(decomposition: Decomposition) -> tuple[Array, Array, Array]:
     genuine = jnp.arange(depth, dtype=jnp.int32) < decomposition.steps_taken
     largest = jnp.max(jnp.sum(jnp.abs(decomposition.tridiagonal), axis=1))
     bound = jnp.where(largest > 0, 2 * largest, 1)
-    values, vectors = jnp.linalg.eigh(decomposition.tridiagonal + jnp.diag(jnp.where(genuine, 0, bound)))
+    values, vectors = eigh(decomposition.tridiagonal + jnp.diag(jnp.where(genuine, 0, bound)))
     return values, vectors, genuine
 
 
@@ -239,7 +306,7 @@ def lanczos(operator: Callable[[PyTree], PyTree], start: PyTree, depth: int) -> 
     flat = flatten(operator, start)
     _check_depth(depth, flat.support.size)
     with jax.default_matmul_precision("highest"):
-        found = decompose(flat.matvec, flat.to_flat(start), depth)
+        found = decompose(flat, flat.to_flat(start), depth)
     return Lanczos(
         jax.vmap(flat.to_field)(found.basis), found.tridiagonal, flat.to_field(found.residual), found.steps_taken
     )
@@ -279,11 +346,11 @@ def matrix_function(
     _check_depth(depth, flat.support.size)
     with jax.default_matmul_precision("highest"):
         start = flat.to_flat(field)
-        found = decompose(flat.matvec, start, depth)
+        found = decompose(flat, start, depth)
         values, vectors, genuine = ritz(found)
         phi = jnp.where(genuine, fn(jnp.where(genuine, values, found.tridiagonal[0, 0])), 0)
         coefficients = _dot(vectors, phi * vectors[0])
-        return flat.to_field(jnp.linalg.norm(start) * _dot(coefficients, found.basis))
+        return flat.to_field(length(start) * _dot(coefficients, found.basis))
 
 
 def dense_function(operator: Callable[[PyTree], PyTree], field: PyTree, fn: Callable[[Array], Array]) -> PyTree:
@@ -312,7 +379,7 @@ def dense_function(operator: Callable[[PyTree], PyTree], field: PyTree, fn: Call
         raise ValueError(f"dense_function: a field of {size} numbers; above 4096 use matrix_function (Lanczos).")
     with jax.default_matmul_precision("highest"):
         matrix = jax.lax.map(flat.matvec, jnp.eye(size, dtype=flat.support.dtype))
-        values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
+        values, vectors = eigh((matrix + matrix.T) / 2)
         return flat.to_field(vectors @ (fn(values) * (flat.to_flat(field) @ vectors)))
 
 
@@ -322,7 +389,7 @@ def smallest_eigenpair(
     r"""The smallest eigenvalue λ_min with its eigenvector, by Lanczos from a random start.
 
     The value returned is the Rayleigh quotient of a unit vector, never below the spectrum beyond rounding; its
-    residual is computed with one product more, not read off the recurrence.
+    residual is computed with one product more, not read off the recurrence, and its rounding added.
 
     Args:
         operator: as in :func:`lanczos`.
@@ -358,24 +425,34 @@ def smallest_eigenpair(
     depth = min(depth, flat.support.size)
     _check_depth(depth, flat.support.size)
     with jax.default_matmul_precision("highest"):
-        start = jax.random.normal(key, flat.support.shape, flat.support.dtype) * flat.support
-        found = decompose(flat.matvec, start, depth)
-        eigenvalue, vector, residual = smallest_ritz_pair(flat.matvec, found)
-        scale = jnp.max(jnp.sum(jnp.abs(found.tridiagonal), axis=1))
-        rounding = rounding_level(vector.size, vector.dtype) * scale
-        converged = residual <= jnp.maximum(rtol * jnp.abs(eigenvalue), rounding)
-    return Eigenpair(eigenvalue, flat.to_field(vector), residual, converged)
+        start_key, fresh_key = jax.random.split(key)
+        start = random_start(start_key, flat)
+        recurrence = extend(flat, begin(start, depth, flat.support), 0, depth, fresh_key)
+        eigenvalue, vector, residual = smallest_ritz_pair(flat, finish(recurrence))
+        level = rounding(flat, recurrence.scale)
+    converged = residual <= jnp.maximum(rtol * jnp.abs(eigenvalue), 2 * level)
+    return Eigenpair(eigenvalue, flat.to_field(vector), residual + level, converged)
 
 
-def smallest_ritz_pair(matvec: Callable[[Array], Array], found: Decomposition) -> tuple[Array, Array, Array]:
+def random_start(key: Array, operator: FlatOperator) -> Float[Array, " n"]:
+    """A direction uniform on the sphere of the operator's space (not normalised)."""
+    return jax.random.normal(key, operator.support.shape, operator.support.dtype) * operator.support
+
+
+def smallest_ritz_pair(operator: FlatOperator, found: Decomposition) -> tuple[Array, Array, Array]:
     """Rayleigh quotient, unit vector and residual of the smallest Ritz pair, by one product more."""
     _, vectors, _ = ritz(found)
     vector = _dot(vectors[:, 0], found.basis)
-    length = jnp.linalg.norm(vector)
-    vector = vector / jnp.where(length > 0, length, 1)
-    image = matvec(vector)
-    eigenvalue = _dot(vector, image)
-    return eigenvalue, vector, jnp.linalg.norm(image - eigenvalue * vector)
+    return rayleigh(operator, vector)
+
+
+def rayleigh(operator: FlatOperator, vector: Float[Array, " n"]) -> tuple[Array, Array, Array]:
+    """Rayleigh quotient, the unit vector and the residual of a vector, by one product."""
+    norm = length(vector)
+    vector = vector / jnp.where(norm > 0, norm, 1)
+    image = operator.matvec(vector)
+    eigenvalue = product(vector, image)
+    return eigenvalue, vector, length(image - eigenvalue * vector)
 
 
 def check_key(key: Any, caller: str) -> None:

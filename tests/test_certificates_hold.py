@@ -1,0 +1,90 @@
+"""How often verdicts are wrong, and how often they are wanting: over spectra, sizes, precisions and random starts."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pwgf_jax import Particles, Verdict, certify
+
+DELTA, FAILURE = 0.25, 1e-3
+LEAST = (-0.5, -0.31, -0.19, 0.0)  # further than 20 % of δ from −δ
+KEYS = {10: 16, 100: 16, 1000: 12, 10_000: 8, 100_000: 2}
+
+
+def rest(kind, count, least):
+    """The other eigenvalues, none below ``least``."""
+    few = min(4, count)
+    zeros = np.zeros(count)
+    return {
+        "uniform": np.linspace(0, 1, count),
+        "down to it": np.linspace(least, 1, count),
+        "one cluster": np.ones(count),
+        "two clusters": np.where(np.arange(count) % 2, 1000.0, 0.0),
+        "few large": np.concatenate([[1000.0, 900.0, 500.0, 20.0][:few], zeros[few:]]),
+        "decades": np.logspace(-3, 3, count),
+        "low rank": np.concatenate([[1.0, 0.5, 0.5, 0.1][:few], zeros[few:]]),
+        "zero": zeros,
+        "arcsine": 0.5 - 0.5 * np.cos(np.pi * (np.arange(count) + 0.5) / count),
+    }[kind]
+
+
+KINDS = ("uniform", "down to it", "one cluster", "two clusters", "few large", "decades", "low rank", "zero", "arcsine")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Reflected:
+    """½∫Σ λ(Rx)² dμ with the reflection R = I − 2hhᵀ: every eigenvector but few has an entry in every coordinate."""
+
+    spectrum: jax.Array
+    h: jax.Array
+
+    def __call__(self, mu):
+        x = mu.points - 2 * (mu.points @ self.h)[:, None] * self.h
+        return mu.weights @ jnp.sum(self.spectrum[None] * x**2, axis=1) / 2
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Means:
+    """½a∫|x|² dμ + ½bm₁² + ½cm₂²: eigenvalues a, a + b, a + c, the latter two once; nothing but the mean sees them."""
+
+    a: jax.Array
+    b: jax.Array
+    c: jax.Array
+
+    def __call__(self, mu):
+        m = mu.weights @ mu.points
+        square = mu.weights @ jnp.sum(mu.points**2, axis=1)
+        return (self.a * square + self.b * m[0] ** 2 + self.c * m[1] ** 2) / 2
+
+
+def cases(kind, size, least, dtype):
+    if kind in KINDS:
+        spectrum = np.concatenate([[least], rest(kind, size - 1, least)])
+        h = np.random.default_rng(0).normal(size=size)
+        F = Reflected(jnp.asarray(spectrum, dtype), jnp.asarray(h / np.linalg.norm(h), dtype))
+        return F, Particles.uniform(jnp.zeros((1, size), dtype))
+    a, b, c = {"one mean": (1, least - 1, 0), "large and small mean": (0, 1000, least)}[kind]
+    return Means(*(jnp.asarray(x, dtype) for x in (a, b, c))), Particles.uniform(jnp.zeros((size // 2, 2), dtype))
+
+
+def tally(dtype, sizes):
+    """(count, wrong verdicts, undecided) of every kind."""
+    counts = {}
+    for kind in (*KINDS, "one mean", "large and small mean"):
+        seen = []
+        for size, keys in sizes.items():
+            for least in LEAST:
+                F, mu = cases(kind, size, least, dtype)
+                truth = Verdict.saddle if least < -DELTA else Verdict.second_order_stationary
+                for seed in range(keys):
+                    key = jax.random.fold_in(jax.random.key(size), seed)
+                    verdict = certify(F, mu, 1e-3, DELTA, key, failure=FAILURE).verdict
+                    seen.append("undecided" if verdict == Verdict.undecided else "right" if verdict == truth else "wrong")
+        counts[kind] = (len(seen), seen.count("wrong"), seen.count("undecided"))
+    return counts
