@@ -271,18 +271,30 @@ def run(
     _check_value(F, mu0)
     record = Record() if record is None else record
     functional = traceable(F)
+    leaves, shape = jax.tree.flatten(functional)
     trajectory = _Trajectory(
         lambda: _jit_start(flow, functional, mu0, key),
-        lambda state, *sizes: _compiled(_jit_advance, functional, key, state, static=(flow, record, *sizes)),
-        lambda state: _compiled(_jit_look, functional, state, static=(record,)),
+        lambda state, *sizes: _compiled(_jit_advance, leaves, key, state, static=(flow, record, shape, *sizes)),
+        lambda state: _compiled(_jit_look, leaves, state, static=(record, shape)),
         lambda: jax.make_jaxpr(lambda F, mu0, key: _one_step(flow, record, F, mu0, key))(functional, mu0, key),
     )
     return _drive(trajectory, (), steps, record, chunk, progress, checkpoint, key)
 
 
 _jit_start = jax.jit(_start, static_argnums=0)
-_jit_advance = jax.jit(_advance, static_argnums=(0, 1, 2, 3))
-_jit_look = jax.jit(Record.row, static_argnums=0)
+
+
+# Lowering builds its arguments' trees out of descriptions, which a functional's constructor may refuse: it gets leaves.
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _jit_advance(
+    flow: Flow, record: Record, shape: Any, blocks: int, length: int, leaves: list[Array], key: Array, state: FlowState
+) -> tuple[FlowState, dict[str, Array]]:
+    return _advance(flow, record, blocks, length, jax.tree.unflatten(shape, leaves), key, state)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _jit_look(record: Record, shape: Any, leaves: list[Array], state: FlowState) -> dict[str, Array]:
+    return record.row(jax.tree.unflatten(shape, leaves), state)
 
 
 def sweep(

@@ -139,6 +139,28 @@ def test_progress_tells_how_every_seed_stands(mapped):
     assert Progress(1, 2, np.ones(1), np.ones(1), np.ones(1, int)).slowest is None
 
 
+def test_a_functional_may_check_what_it_is_made_of():
+    @jax.tree_util.register_pytree_node_class
+    class Careful:
+        def __init__(self, target):
+            assert isinstance(target, jax.Array)
+            self.target = target
+
+        def __call__(self, mu):
+            return mu.weights @ jnp.sum((mu.points - self.target) ** 2, axis=-1) / 2
+
+        def tree_flatten(self):
+            return (self.target,), None
+
+        @classmethod
+        def tree_unflatten(cls, shape, leaves):
+            return cls(*leaves)
+
+    mu0 = Particles.uniform(jnp.ones((3, 2)))
+    solution = run(wgf(0.5), Careful(jnp.zeros((1, 2))), mu0, jax.random.key(0), 2)
+    np.testing.assert_allclose(solution.mu.points, 0.25)
+
+
 def test_no_steps_return_the_start():
     mu0 = Particles.uniform(jnp.ones((3, 2)))
     solution = run(wgf(0.1), lambda mu: jnp.sum(mu.weights @ mu.points), mu0, jax.random.key(0), 0)
