@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax.krylov import check_key
@@ -25,9 +25,23 @@ __all__ = [
 ]
 
 
-def _check_positive(caller: str, **numbers: float | Array) -> None:
+def check_positive(caller: str, **numbers: float | Array) -> None:
+    """Refuse numbers that are not positive and finite."""
     for name, number in numbers.items():
         trees.positive(f"{caller}: {name}", number)
+
+
+def differencing_radius(params: PyTree, delta: Array, hessian_lipschitz: float | Array | None, most: float) -> Array:
+    """min(most, δ/10ρ), at which vᵀHv by a difference is wrong by δ/20 at most; no less than 16 roundings of x."""
+    radius = jnp.asarray(most, delta.dtype)
+    if hessian_lipschitz is not None:
+        radius = jnp.minimum(radius, delta / (10 * jnp.asarray(hessian_lipschitz, delta.dtype)))
+    return jnp.maximum(radius, 16 * trees.precision(params) * trees.norm(params).astype(delta.dtype))
+
+
+def difference_width(params: PyTree, mu: float | Array | None) -> float | Array:
+    """μ, or the cube root of the precision of the parameters."""
+    return trees.precision(params) ** (1 / 3) if mu is None else mu
 
 
 def coordinate_gradient(value_fn: Callable[[PyTree], Array], params: PyTree, mu: float | Array) -> PyTree:
@@ -55,14 +69,15 @@ def coordinate_gradient(value_fn: Callable[[PyTree], Array], params: PyTree, mu:
     References:
         Zhang, Xiong, Gu, arXiv:2210.01496, Sec. 3.
     """
-    _check_positive("coordinate_gradient", mu=mu)
+    check_positive("coordinate_gradient", mu=mu)
     flat, unravel = trees.ravel(params)
+    width = jnp.asarray(mu, flat.dtype)
 
     def slope(i: Array) -> Array:
-        ahead, behind = (value_fn(unravel(flat.at[i].add(step))) for step in (mu, -mu))
-        return (ahead - behind) / (2 * mu)
+        ahead, behind = (value_fn(unravel(flat.at[i].add(step))) for step in (width, -width))
+        return (ahead.astype(flat.dtype) - behind.astype(flat.dtype)) / (2 * width)
 
-    return unravel(jax.lax.map(slope, jnp.arange(flat.size)).astype(flat.dtype))
+    return unravel(jax.lax.map(slope, jnp.arange(flat.size)))
 
 
 def gaussian_gradient(
@@ -83,7 +98,7 @@ def gaussian_gradient(
         An estimate structured like ``params``.
 
     Raises:
-        ValueError: if μ or the number of samples is not positive.
+        ValueError: if μ is not positive or the number of samples no whole number.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -94,15 +109,15 @@ def gaussian_gradient(
         Ren, Tang, Li, ICML 2023 (two-point estimates); Nesterov, Spokoiny, Found. Comput. Math. 17 (2017).
     """
     check_key(key, "gaussian_gradient")
-    _check_positive("gaussian_gradient", mu=mu)
-    if samples < 1:
-        raise ValueError(f"gaussian_gradient: samples={samples}; give at least one direction.")
+    check_positive("gaussian_gradient", mu=mu)
+    samples = trees.whole("gaussian_gradient: samples", samples)
     flat, unravel = trees.ravel(params)
+    width = jnp.asarray(mu, flat.dtype)
 
     def one(key: Array) -> Array:
         z = jax.random.normal(key, flat.shape, flat.dtype)
-        ahead, behind = (value_fn(unravel(flat + step * z)) for step in (mu, -mu))
-        return ((ahead - behind) / (2 * mu)).astype(flat.dtype) * z
+        ahead, behind = (value_fn(unravel(flat + step * z)) for step in (width, -width))
+        return (ahead.astype(flat.dtype) - behind.astype(flat.dtype)) / (2 * width) * z
 
     return unravel(jnp.mean(jax.lax.map(one, jax.random.split(key, samples)), axis=0))
 
@@ -136,15 +151,21 @@ def negative_curvature(
     *,
     smoothness: float | Array,
     delta: float | Array,
-    radius: float | Array = 1e-3,
+    hessian_lipschitz: float | Array | None = None,
+    radius: float | Array | None = None,
+    failure: float | Array = 0.01,
     steps: int | None = None,
 ) -> NegativeCurvature:
     r"""A direction of negative curvature from differences of gradients, by Chebyshev's recurrence (Neon2).
 
     With :math:`My=(1-\frac{3\delta}{4L})y-\frac1L(\nabla f(x+y)-\nabla f(x))` and :math:`y_{t+1}=2My_t-y_{t-1}` the
-    iterate :math:`y_{t+1}-My_t=T_t(M)\xi` grows like :math:`e^{t\sqrt{\delta/2L}}` along eigenvalues below −δ and
-    stays bounded along those above −3δ/4, so that some :math:`\sqrt{L/\delta}\log d` gradients do. The direction is
-    verified before it is returned: v·Hv by one more difference.
+    iterate :math:`y_{t+1}-My_t=T_t(M)\xi` grows like :math:`\frac12e^{t\sqrt{\delta/2L}}` along eigenvalues below −δ
+    and stays bounded along those above −3δ/4. A random start in d dimensions has a share below
+    :math:`1.25\,p/\sqrt d` in a given direction with probability p at most; else, where λ_min ≤ −δ,
+
+    .. math:: T=\Big\lceil\sqrt{\tfrac{2L}\delta}\,\log\frac{2\sqrt{(2L/\delta+1)\,d}}{1.25\,p}\Big\rceil
+
+    steps make :math:`v^\top Hv\le-\delta/2`. That is verified before it is returned, by a central difference.
 
     Args:
         gradient: ∇f as a function of the parameters; an estimate from function values does.
@@ -152,17 +173,19 @@ def negative_curvature(
         key: typed random key for the start.
         smoothness: L, Lipschitz constant of the gradient.
         delta: δ > 0, curvature looked for.
+        hessian_lipschitz: ρ, Lipschitz constant of the Hessian, if it is known.
         radius: length at which gradients are differenced [units of the parameters]; iterates are rescaled to it, which
-            for a quadratic changes nothing.
-        steps: how many at most; None takes :math:`8\sqrt{L/\delta}+\log d`. The published constant, C₁ = ½, is too
-            short in practice.
+            for a quadratic changes nothing. None takes :math:`\min\{10^{-3},\delta/10\rho\}`, but no less than 16
+            rounding errors of x.
+        failure: p, probability of missing a λ_min ≤ −δ.
+        steps: how many; None takes T.
 
     Returns:
         A :class:`NegativeCurvature`.
 
     Raises:
-        ValueError: if a number is not positive.
-        TypeError: if the key is no typed key.
+        ValueError: if a number is out of range.
+        TypeError: if the key is no typed key, or a parameter no real number.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -172,41 +195,63 @@ def negative_curvature(
         (-0.3, [1.0, 0.0, 0.0])
 
     References:
-        Allen-Zhu, Li, arXiv:1711.06673, Neon2det; Zhang, Xiong, Gu, arXiv:2210.01496, Alg. 2. Rescaling is ours.
+        Allen-Zhu, Li, arXiv:1711.06673, Neon2det; Zhang, Xiong, Gu, arXiv:2210.01496, Alg. 2. Rescaling is ours, and T
+        has the constants of the argument above in the place of the papers'.
     """
     check_key(key, "negative_curvature")
-    _check_positive("negative_curvature", smoothness=smoothness, delta=delta, radius=radius)
+    trees.real("negative_curvature", params)
+    check_search("negative_curvature", smoothness, delta, hessian_lipschitz, radius, failure, steps)
     flat, unravel = trees.ravel(params)
-    if steps is None:
-        steps = math.ceil(8 * math.sqrt(smoothness / delta) + math.log(flat.size))
-    if steps < 1:
-        raise ValueError(f"negative_curvature: steps={steps}; give at least one.")
+    L, least, p = (jnp.asarray(number, flat.dtype) for number in (smoothness, delta, failure))
+    length = jnp.asarray(
+        differencing_radius(params, least, hessian_lipschitz, 1e-3) if radius is None else radius, flat.dtype
+    )
+    needs = jnp.sqrt(2 * L / least) * jnp.log(2 * jnp.sqrt((2 * L / least + 1) * flat.size) / (1.25 * p))
+    many = jnp.asarray(jnp.maximum(1, jnp.ceil(needs)) if steps is None else steps, jnp.int32)
+    tiny = jnp.finfo(flat.dtype).tiny
+
+    def at(y: Array) -> Array:
+        return trees.ravel(gradient(unravel(flat + y)))[0].astype(flat.dtype)
+
     here = trees.ravel(gradient(params))[0].astype(flat.dtype)
 
-    def product(v: Array) -> Array:
-        """H v by a difference over the radius along v, which is of any length."""
-        length = jnp.linalg.norm(v)
-        step = radius / jnp.where(length > 0, length, 1)
-        ahead = trees.ravel(gradient(unravel(flat + step * v)))[0].astype(flat.dtype)
-        return (ahead - here) / step
-
     def mapped(v: Array) -> Array:
-        return (1 - 3 * delta / (4 * smoothness)) * v - product(v) / smoothness
+        """M v, by a difference over the radius along v, which is of any length."""
+        step = length / jnp.maximum(jnp.linalg.norm(v), tiny)
+        return (1 - 3 * least / (4 * L)) * v - (at(step * v) - here) / (step * L)
 
     def advance(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         before, now = carry
         after = 2 * mapped(now) - before
         # Both are scaled alike, which the linear recurrence does not see, so that nothing overflows.
-        scale = 1 / jnp.maximum(jnp.linalg.norm(after), jnp.finfo(flat.dtype).tiny)
+        scale = 1 / jnp.maximum(jnp.linalg.norm(after), tiny)
         return scale * now, scale * after
 
     start = jax.random.normal(key, flat.shape, flat.dtype)
-    before, now = jax.lax.fori_loop(0, steps, advance, (jnp.zeros_like(start), start))
+    before, now = jax.lax.fori_loop(0, many, advance, (jnp.zeros_like(start), start))
     chebyshev = now - mapped(before)  # T_t(M)ξ from the second kind, y_t = U_{t−1}(M)ξ
-    direction = chebyshev / jnp.maximum(jnp.linalg.norm(chebyshev), jnp.finfo(flat.dtype).tiny)
-    curvature = direction @ product(direction)
-    spent = jnp.asarray(steps + 3, jnp.int32)
-    return NegativeCurvature(curvature <= -delta / 2, unravel(direction), curvature, spent)
+    direction = chebyshev / jnp.maximum(jnp.linalg.norm(chebyshev), tiny)
+    curvature = direction @ (at(length * direction) - at(-length * direction)) / (2 * length)
+    return NegativeCurvature(curvature <= -least / 2, unravel(direction), curvature, many + 4)
+
+
+def check_search(
+    caller: str,
+    smoothness: float | Array,
+    delta: float | Array,
+    hessian_lipschitz: float | Array | None,
+    radius: float | Array | None,
+    failure: float | Array,
+    steps: int | None,
+) -> None:
+    """Refuse what no search for negative curvature can use."""
+    given = {"hessian_lipschitz": hessian_lipschitz, "radius": radius}
+    optional = {name: number for name, number in given.items() if number is not None}
+    check_positive(caller, smoothness=smoothness, delta=delta, **optional)
+    if not isinstance(failure, Tracer) and not 0 < failure < 1:
+        raise ValueError(f"{caller}: failure={failure}; give a probability, 0 < failure < 1.")
+    if steps is not None and not isinstance(steps, Tracer):
+        trees.whole(f"{caller}: steps", steps)
 
 
 class NegativeCurvatureState(NamedTuple):
@@ -214,7 +259,7 @@ class NegativeCurvatureState(NamedTuple):
 
     Args:
         key: for the next search.
-        queries: gradient (first order) or function (zeroth order) evaluations spent, int32.
+        queries: gradient (first order) or function (zeroth order) evaluations spent, int32; it ends at 2³¹ − 1.
         curvature: what the last search found, +inf before any.
         stopped: whether a search at a small gradient found none: the parameters stay.
 
@@ -239,7 +284,8 @@ def negative_curvature_descent(
     eps: float | Array,
     delta: float | Array,
     key: Array,
-    radius: float | Array = 1e-3,
+    radius: float | Array | None = None,
+    failure: float | Array = 0.01,
     steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradient steps, and where the gradient is small a step along negative curvature, or the end.
@@ -254,7 +300,8 @@ def negative_curvature_descent(
         eps: ε.
         delta: δ; :math:`\sqrt{\rho\epsilon}` balances the two.
         key: typed random key.
-        radius: as in :func:`negative_curvature`.
+        radius: as in :func:`negative_curvature`, which knows ρ here.
+        failure: as in :func:`negative_curvature`, of every search.
         steps: as in :func:`negative_curvature`.
 
     Returns:
@@ -283,9 +330,8 @@ def negative_curvature_descent(
         Allen-Zhu, Li, arXiv:1711.06673.
     """
     check_key(key, "negative_curvature_descent")
-    _check_positive(
-        "negative_curvature_descent", smoothness=smoothness, hessian_lipschitz=hessian_lipschitz, eps=eps, delta=delta
-    )
+    check_search("negative_curvature_descent", smoothness, delta, hessian_lipschitz, radius, failure, steps)
+    check_positive("negative_curvature_descent", eps=eps)
 
     def update(
         updates: PyTree,
@@ -300,27 +346,38 @@ def negative_curvature_descent(
 
         def search(key: Array) -> NegativeCurvature:
             return negative_curvature(
-                jax.grad(value_fn), params, key, smoothness=smoothness, delta=delta, radius=radius, steps=steps
+                jax.grad(value_fn),
+                params,
+                key,
+                smoothness=smoothness,
+                delta=delta,
+                hessian_lipschitz=hessian_lipschitz,
+                radius=radius,
+                failure=failure,
+                steps=steps,
             )
 
-        small = trees.norm(updates) <= eps
-        return _escape(updates, state, params, search, small, 1 / smoothness, delta / hessian_lipschitz, 1)
+        length = trees.norm(updates)
+        small = length <= jnp.asarray(eps, length.dtype)
+        return escape(updates, state, search, small, 1 / smoothness, delta / hessian_lipschitz, 1)
 
-    return optax.GradientTransformationExtraArgs(_state(key), update)
+    return optax.GradientTransformationExtraArgs(opening("negative_curvature_descent", key), update)
 
 
-def _state(key: Array) -> Any:
+def opening(caller: str, key: Array) -> Any:
+    """The state before any step."""
+
     def init(params: PyTree) -> NegativeCurvatureState:
+        trees.real(caller, params)
         curvature = jnp.full((), jnp.inf, trees.dtype(params))
-        return NegativeCurvatureState(key, jnp.zeros((), jnp.int32), curvature, jnp.zeros((), bool))
+        return trees.copied(NegativeCurvatureState(key, jnp.zeros((), jnp.int32), curvature, jnp.zeros((), bool)))
 
     return init
 
 
-def _escape(
+def escape(
     gradient: PyTree,
     state: NegativeCurvatureState,
-    params: PyTree,
     search: Callable[[Array], NegativeCurvature],
     small: Array,
     rate: float | Array,
@@ -329,6 +386,7 @@ def _escape(
 ) -> tuple[PyTree, NegativeCurvatureState]:
     """A step of size ``rate`` along the gradient; where it is small, ``length`` along negative curvature or the end."""
     g, unravel = trees.ravel(gradient)
+    rate, length = jnp.asarray(rate, g.dtype), jnp.asarray(length, g.dtype)
     next_key, search_key, sign_key = jax.random.split(state.key, 3)
     looks = small & ~state.stopped
 
@@ -346,8 +404,8 @@ def _escape(
     step, curvature, ends, spent = jax.lax.cond(looks, look, descend, None)
     stopped = state.stopped | ends
     step = jnp.where(stopped, 0, step)
-    counted = state.queries + jnp.where(state.stopped, 0, queries + spent)
-    return unravel(step), NegativeCurvatureState(next_key, counted.astype(jnp.int32), curvature, stopped)
+    spent = jnp.where(state.stopped, 0, trees.total(jnp.asarray(queries, jnp.int32), spent))
+    return unravel(step), NegativeCurvatureState(next_key, trees.total(state.queries, spent), curvature, stopped)
 
 
 def zeroth_order_descent(
@@ -358,7 +416,8 @@ def zeroth_order_descent(
     delta: float | Array,
     key: Array,
     mu: float | Array | None = None,
-    radius: float | Array = 1e-2,
+    radius: float | Array | None = None,
+    failure: float | Array = 0.01,
     steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""ZO-GD-NCF: the same with function values alone.
@@ -376,7 +435,9 @@ def zeroth_order_descent(
         key: typed random key.
         mu: length of the differences; None takes the cube root of the dtype's precision, the best in floating point.
             The theory asks for at most :math:`\sqrt{3\epsilon/(2\rho\sqrt d)}`.
-        radius: as in :func:`negative_curvature`; larger than there, since a difference of differences loses digits.
+        radius: as in :func:`negative_curvature`, but :math:`\min\{10^{-2},\delta/10\rho\}`, since a difference of
+            differences loses digits.
+        failure: as in :func:`negative_curvature`, of every search.
         steps: as in :func:`negative_curvature`.
 
     Returns:
@@ -401,9 +462,8 @@ def zeroth_order_descent(
         each coordinate, the step is along the direction found.
     """
     check_key(key, "zeroth_order_descent")
-    _check_positive(
-        "zeroth_order_descent", smoothness=smoothness, hessian_lipschitz=hessian_lipschitz, eps=eps, delta=delta
-    )
+    check_search("zeroth_order_descent", smoothness, delta, hessian_lipschitz, radius, failure, steps)
+    check_positive("zeroth_order_descent", eps=eps, **({} if mu is None else {"mu": mu}))
 
     def update(
         updates: PyTree,
@@ -415,20 +475,24 @@ def zeroth_order_descent(
     ) -> tuple[PyTree, NegativeCurvatureState]:
         del extra_args, updates
         trees.needed("zeroth_order_descent", params=params, value_fn=value_fn)
-        flat = trees.ravel(params)[0]
-        width = float(jnp.finfo(flat.dtype).eps) ** (1 / 3) if mu is None else mu
+        dimension, width = trees.size(params), difference_width(params, mu)
 
         def estimate(x: PyTree) -> PyTree:
             return coordinate_gradient(value_fn, x, width)
 
         def search(key: Array) -> NegativeCurvature:
+            apart = radius
+            if apart is None:
+                least = jnp.asarray(delta, trees.dtype(params))
+                apart = differencing_radius(params, least, hessian_lipschitz, 1e-2)
             found = negative_curvature(
-                estimate, params, key, smoothness=smoothness, delta=delta, radius=radius, steps=steps
+                estimate, params, key, smoothness=smoothness, delta=delta, radius=apart, failure=failure, steps=steps
             )
-            return found._replace(gradients=2 * flat.size * found.gradients)
+            return found._replace(gradients=trees.times(found.gradients, 2 * dimension))
 
         g, rate = estimate(params), 1 / (3 * smoothness)
-        small = trees.norm(g) <= 0.75 * eps
-        return _escape(g, state, params, search, small, rate, delta / hessian_lipschitz, 2 * flat.size)
+        length = trees.norm(g)
+        small = length <= 0.75 * jnp.asarray(eps, length.dtype)
+        return escape(g, state, search, small, rate, delta / hessian_lipschitz, 2 * dimension)
 
-    return optax.GradientTransformationExtraArgs(_state(key), update)
+    return optax.GradientTransformationExtraArgs(opening("zeroth_order_descent", key), update)

@@ -22,7 +22,7 @@ __all__ = ["SSRGDState", "ssrgd"]
 def check_batches(caller: str, size: int, **batches: int) -> None:
     """Refuse batches that are empty or larger than the sum."""
     for name, batch in {"size": size, **batches}.items():
-        if batch < 1 or int(batch) != batch or batch > size:
+        if trees.whole(f"{caller}: {name}", batch, least=0) < 1 or batch > size:
             raise ValueError(f"{caller}: {name}={batch} of {size} terms; give a whole number, 1 to {size}.")
 
 

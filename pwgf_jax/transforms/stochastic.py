@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,10 +15,13 @@ from pwgf_jax.transforms import trees
 from pwgf_jax.transforms.curvature import (
     NegativeCurvature,
     NegativeCurvatureState,
-    _check_positive,
-    _escape,
-    _state,
+    check_positive,
+    check_search,
     coordinate_gradient,
+    difference_width,
+    differencing_radius,
+    escape,
+    opening,
 )
 from pwgf_jax.transforms.ssrgd import check_batches, draw, reduced_gradient
 
@@ -39,20 +41,22 @@ def negative_curvature_online(
     *,
     size: int,
     batch: int,
-    smoothness: float,
-    delta: float,
-    radius: float | Array = 1e-3,
-    learning_rate: float | None = None,
+    smoothness: float | Array,
+    delta: float | Array,
+    hessian_lipschitz: float | Array | None = None,
+    radius: float | Array | None = None,
+    learning_rate: float | Array | None = None,
+    failure: float | Array = 0.01,
     steps: int | None = None,
     repeats: int = 3,
     verification: int | None = None,
 ) -> NegativeCurvature:
     r"""A direction of negative curvature from gradients on batches (Neon2online).
 
-    :math:`y\leftarrow y-\eta(\nabla f_I(x+y)-\nabla f_I(x))` with a new batch I at every step grows along negative
-    curvature, and not along positive for η ≤ 1/L. The direction is then verified on a larger sample, and accepted
-    where :math:`v^\top Hv\le-\frac34\delta` there, so that it is at most −δ/2 in all likelihood. If not, there is
-    another attempt.
+    :math:`y\leftarrow y-\eta H_Iy` with a new batch I at every step grows along negative curvature, and not along
+    positive for η ≤ 1/L; :math:`H_Iy` is a central difference of gradients on the batch. The direction is then verified
+    on a larger sample, and accepted where :math:`v^\top Hv\le-\frac34\delta` there, so that it is at most −δ/2 in all
+    likelihood. If not, there is another attempt.
 
     Args:
         grad_fn: (params, indices) -> mean gradient of those terms.
@@ -62,13 +66,17 @@ def negative_curvature_online(
         batch: terms of a step; all of them if it is n.
         smoothness: L, Lipschitz constant of the gradient of every term.
         delta: δ > 0, curvature looked for.
-        radius: length at which gradients are differenced [units of the parameters]; iterates are rescaled to it.
+        hessian_lipschitz: ρ, Lipschitz constant of the Hessian, if it is known.
+        radius: length at which gradients are differenced, as in :func:`negative_curvature`.
         learning_rate: η; None takes :math:`\min\{\frac1L,\frac{b\delta}{L^2(1+\log d)}\}`. The published rate, for
             batches of one, has a square of a constant more in the denominator.
-        steps: of an attempt; None takes :math:`2(2+\log d)/(\eta\delta)`, growth by :math:`(e^2d)^2` along −δ.
+        failure: p, probability that the start of an attempt has too little of the direction, and that a sample errs.
+        steps: of an attempt; None takes :math:`\frac2{\eta\delta}\log\frac{4d}{(1.25p)^2}`: a share of
+            :math:`1.25\,p/\sqrt d` at −δ then outweighs all above −3δ/4, were there no noise.
         repeats: attempts at most.
-        verification: terms of the sample that verifies; None takes :math:`\min\{n,100(L/\delta)^2\}`, of error δ/4 with
-            probability 9/10 (Hoeffding).
+        verification: terms of the sample that verifies; None takes :math:`\min\{n,32(L/\delta)^2\log\frac2p\}`, of
+            error δ/4 with probability 1 − p (Hoeffding). They are taken in batches of the same size, or, from n on, all
+            at once.
 
     Returns:
         A :class:`NegativeCurvature`, with ``found`` and ``curvature`` as seen by the sample that verified, and the
@@ -76,7 +84,7 @@ def negative_curvature_online(
 
     Raises:
         ValueError: if a number is out of range.
-        TypeError: if the key is no typed key.
+        TypeError: if the key is no typed key, or a parameter no real number.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -91,55 +99,72 @@ def negative_curvature_online(
         Allen-Zhu, Li, arXiv:1711.06673, Neon2online and Neon2online-weak. Rescaling, and the last iterate in the place
         of a random one, are ours: the sample verifies what they give.
     """
-    check_key(key, "negative_curvature_online")
-    _check_positive("negative_curvature_online", smoothness=smoothness, delta=delta, radius=radius)
-    if verification is None:
-        verification = min(size, math.ceil(100 * (smoothness / delta) ** 2))
-    check_batches("negative_curvature_online", size, batch=batch, verification=verification)
+    name = "negative_curvature_online"
+    check_key(key, name)
+    trees.real(name, params)
+    check_search(name, smoothness, delta, hessian_lipschitz, radius, failure, steps)
+    check_batches(name, size, batch=batch, verification=size if verification is None else verification)
+    repeats = trees.whole(f"{name}: repeats", repeats)
     flat, unravel = trees.ravel(params)
-    logarithm = math.log(flat.size)
+    L, least, p = (jnp.asarray(number, flat.dtype) for number in (smoothness, delta, failure))
+    apart = differencing_radius(params, least, hessian_lipschitz, 1e-3) if radius is None else radius
+    apart = jnp.asarray(apart, flat.dtype)
     if learning_rate is None:
-        learning_rate = min(1 / smoothness, batch * delta / (smoothness**2 * (1 + logarithm)))
-    _check_positive("negative_curvature_online", learning_rate=learning_rate)
-    length = math.ceil(2 * (2 + logarithm) / (learning_rate * delta)) if steps is None else steps
-    if min(length, repeats) < 1:
-        raise ValueError(f"negative_curvature_online: steps={steps}, repeats={repeats}; give at least one of each.")
+        rate = jnp.minimum(1 / L, batch * least / (L**2 * (1 + jnp.log(flat.size))))
+    else:
+        check_positive(name, learning_rate=learning_rate)
+        rate = jnp.asarray(learning_rate, flat.dtype)
+    length = jnp.ceil(2 / (rate * least) * jnp.log(4 * flat.size / (1.25 * p) ** 2)) if steps is None else steps
+    length = jnp.asarray(length, jnp.int32)
+    sample = 32 * (L / least) ** 2 * jnp.log(2 / p) if verification is None else jnp.asarray(verification, flat.dtype)
+    batches = jnp.ceil(jnp.minimum(sample, size) / batch).astype(jnp.int32)
     tiny = jnp.finfo(flat.dtype).tiny
 
     def product(v: Array, batch: int, key: Array) -> Array:
         """H_I v for a unit vector, by a difference on one batch."""
         indices = draw(key, batch, size)
-        ahead, here = (trees.ravel(grad_fn(unravel(x), indices))[0] for x in (flat + radius * v, flat))
-        return ((ahead - here) / radius).astype(flat.dtype)
+        ahead, behind = (trees.ravel(grad_fn(unravel(flat + step * v), indices))[0] for step in (apart, -apart))
+        return (ahead - behind).astype(flat.dtype) / (2 * apart)
+
+    def verified(v: Array, key: Array) -> Array:
+        def add(i: Array, curvature: Array) -> Array:
+            return curvature + v @ product(v, batch, jax.random.fold_in(key, i))
+
+        def sampled() -> Array:
+            return jax.lax.fori_loop(0, batches, add, jnp.zeros((), flat.dtype)) / batches.astype(flat.dtype)
+
+        return jax.lax.cond(sample >= size, lambda: v @ product(v, size, key), sampled)
 
     def attempt(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        tried, best, least = carry
+        tried, best, lowest = carry
         start_key, walk_key, verify_key = jax.random.split(jax.random.fold_in(key, tried), 3)
 
         def advance(t: Array, v: Array) -> Array:
-            moved = v - learning_rate * product(v, batch, jax.random.fold_in(walk_key, t))
+            moved = v - rate * product(v, batch, jax.random.fold_in(walk_key, t))
             return moved / jnp.maximum(jnp.linalg.norm(moved), tiny)
 
         start = jax.random.normal(start_key, flat.shape, flat.dtype)
         v = jax.lax.fori_loop(0, length, advance, start / jnp.linalg.norm(start))
-        curvature = v @ product(v, verification, verify_key)
-        return tried + 1, jnp.where(curvature < least, v, best), jnp.minimum(curvature, least)
+        curvature = verified(v, verify_key)
+        return tried + 1, jnp.where(curvature < lowest, v, best), jnp.minimum(curvature, lowest)
 
     def unverified(carry: tuple[Array, Array, Array]) -> Array:
-        tried, _, least = carry
-        return (tried < repeats) & (least > -0.75 * delta)
+        tried, _, lowest = carry
+        return (tried < repeats) & (lowest > -0.75 * least)
 
     none = (jnp.zeros((), jnp.int32), jnp.zeros_like(flat), jnp.full((), jnp.inf, flat.dtype))
     tried, direction, curvature = jax.lax.while_loop(unverified, attempt, none)
-    spent = tried * (2 * batch * length + 2 * verification)
-    return NegativeCurvature(curvature <= -0.75 * delta, unravel(direction), curvature, spent)
+    seen = jnp.where(sample >= size, size, batch * batches).astype(jnp.int32)
+    once = trees.total(trees.times(length, 2 * batch), trees.times(seen, 2))
+    spent = jax.lax.fori_loop(0, tried, lambda _, sum: trees.total(sum, once), jnp.zeros((), jnp.int32))
+    return NegativeCurvature(curvature <= -0.75 * least, unravel(direction), curvature, spent)
 
 
 class StochasticCurvatureState(NamedTuple):
     """State of :func:`zo_sgd_ncf`, :func:`zo_scsg_ncf` and :func:`zo_spider_ncf`.
 
     Args:
-        search: a :class:`NegativeCurvatureState`; its ``queries`` are values of single terms, int32.
+        search: a :class:`NegativeCurvatureState`; its ``queries`` are values of single terms.
         inner: steps made in this epoch, int32; zero where the next update opens one.
         point: the parameters that the next small batch is compared with.
         gradient: the estimate there, structured like the parameters.
@@ -163,30 +188,28 @@ def _descent(
     ends: Callable[[Array, Array], Array],
     recursive: bool,
     *,
-    smoothness: float,
+    smoothness: float | Array,
     hessian_lipschitz: float | Array,
     eps: float | Array,
-    delta: float,
+    delta: float | Array,
     size: int,
     batch: int,
     large_batch: int,
     key: Array,
     mu: float | Array | None,
-    radius: float | Array,
+    radius: float | Array | None,
+    failure: float | Array,
     steps: int | None,
 ) -> optax.GradientTransformationExtraArgs:
     """What the three share: (key, steps made) -> whether an epoch ends, and whether the last step is the anchor."""
     check_key(key, name)
-    _check_positive(
-        name, smoothness=smoothness, hessian_lipschitz=hessian_lipschitz, eps=eps, delta=delta, radius=radius
-    )
+    check_search(name, smoothness, delta, hessian_lipschitz, radius, failure, steps)
+    check_positive(name, eps=eps, **({} if mu is None else {"mu": mu}))
     check_batches(name, size, batch=batch, large_batch=large_batch)
-    if mu is not None:
-        _check_positive(name, mu=mu)
 
     def init(params: PyTree) -> StochasticCurvatureState:
-        point, gradient = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
-        return StochasticCurvatureState(_state(key)(params), jnp.zeros((), jnp.int32), point, gradient)
+        search, point = opening(name, key)(params), jax.tree.map(jnp.zeros_like, params)
+        return StochasticCurvatureState(search, jnp.zeros((), jnp.int32), point, trees.zeros(params))
 
     def update(
         updates: PyTree,
@@ -198,14 +221,17 @@ def _descent(
     ) -> tuple[PyTree, StochasticCurvatureState]:
         del updates, extra_args
         trees.needed(name, params=params, components=components)
-        flat = trees.ravel(params)[0]
-        width = float(jnp.finfo(flat.dtype).eps) ** (1 / 3) if mu is None else mu
+        dimension, width = trees.size(params), difference_width(params, mu)
         next_key, draw_key, end_key = jax.random.split(state.search.key, 3)
 
         def estimate(x: PyTree, indices: Array) -> PyTree:
             return coordinate_gradient(lambda y: jnp.mean(components(y, indices)), x, width)
 
         def search(key: Array) -> NegativeCurvature:
+            apart = radius
+            if apart is None:
+                least = jnp.asarray(delta, trees.dtype(params))
+                apart = differencing_radius(params, least, hessian_lipschitz, 1e-2)
             found = negative_curvature_online(
                 estimate,
                 params,
@@ -214,27 +240,29 @@ def _descent(
                 batch=batch,
                 smoothness=smoothness,
                 delta=delta,
-                radius=radius,
+                radius=apart,
+                failure=failure,
                 steps=steps,
             )
-            return found._replace(gradients=2 * flat.size * found.gradients)
+            return found._replace(gradients=trees.times(found.gradients, 2 * dimension))
 
         opens = state.inner == 0
         anchor = (state.point, state.gradient)
         v, terms = reduced_gradient(
             estimate, params, anchor, opens, draw_key, size=size, batch=batch, large_batch=large_batch
         )
-        small = opens & (trees.norm(v) <= 0.75 * eps)  # only the large batch is trusted to say so
-        step, seen = _escape(
+        length = trees.norm(v)
+        small = opens & (length <= 0.75 * jnp.asarray(eps, length.dtype))  # only the large batch is trusted to say so
+        step, seen = escape(
             v,
             state.search._replace(key=next_key),
-            params,
             search,
             small,
             1 / (3 * smoothness),
             delta / hessian_lipschitz,
-            2 * flat.size * terms,
+            trees.times(terms, 2 * dimension),
         )
+        step = jax.tree.map(lambda s, x: s.astype(jnp.result_type(x)), step, params)
         inner = jnp.where(small | ends(end_key, state.inner + 1), 0, state.inner + 1)
         moves = opens | recursive
         anchor = jax.tree.map(lambda new, old: jnp.where(moves, new, old), (params, v), anchor)
@@ -245,15 +273,16 @@ def _descent(
 
 def zo_sgd_ncf(
     *,
-    smoothness: float,
+    smoothness: float | Array,
     hessian_lipschitz: float | Array,
     eps: float | Array,
-    delta: float,
+    delta: float | Array,
     size: int,
     batch: int,
     key: Array,
     mu: float | Array | None = None,
-    radius: float | Array = 1e-2,
+    radius: float | Array | None = None,
+    failure: float | Array = 0.01,
     steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""ZO-SGD-NCF: steps and searches for negative curvature from values of a batch of terms.
@@ -271,7 +300,9 @@ def zo_sgd_ncf(
         batch: b, terms of a step, and of a step of a search; all of them if it is n.
         key: typed random key.
         mu: length of the differences; None takes the cube root of the dtype's precision.
-        radius: as in :func:`negative_curvature_online`; larger, since a difference of differences loses digits.
+        radius: as in :func:`negative_curvature_online`, but :math:`\min\{10^{-2},\delta/10\rho\}`, since a difference
+            of differences loses digits.
+        failure: as in :func:`negative_curvature_online`.
         steps: as in :func:`negative_curvature_online`.
 
     Returns:
@@ -312,22 +343,24 @@ def zo_sgd_ncf(
         key=key,
         mu=mu,
         radius=radius,
+        failure=failure,
         steps=steps,
     )
 
 
 def zo_scsg_ncf(
     *,
-    smoothness: float,
+    smoothness: float | Array,
     hessian_lipschitz: float | Array,
     eps: float | Array,
-    delta: float,
+    delta: float | Array,
     size: int,
     batch: int,
     large_batch: int,
     key: Array,
     mu: float | Array | None = None,
-    radius: float | Array = 1e-2,
+    radius: float | Array | None = None,
+    failure: float | Array = 0.01,
     steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""ZO-SCSG-NCF: as :func:`zo_sgd_ncf`, with batches that correct the estimate of where their epoch opened.
@@ -346,6 +379,7 @@ def zo_scsg_ncf(
         key: as in :func:`zo_sgd_ncf`.
         mu: as in :func:`zo_sgd_ncf`.
         radius: as in :func:`zo_sgd_ncf`.
+        failure: as in :func:`zo_sgd_ncf`.
         steps: as in :func:`zo_sgd_ncf`.
 
     Returns:
@@ -383,23 +417,25 @@ def zo_scsg_ncf(
         key=key,
         mu=mu,
         radius=radius,
+        failure=failure,
         steps=steps,
     )
 
 
 def zo_spider_ncf(
     *,
-    smoothness: float,
+    smoothness: float | Array,
     hessian_lipschitz: float | Array,
     eps: float | Array,
-    delta: float,
+    delta: float | Array,
     size: int,
     batch: int,
     large_batch: int,
     epoch: int,
     key: Array,
     mu: float | Array | None = None,
-    radius: float | Array = 1e-2,
+    radius: float | Array | None = None,
+    failure: float | Array = 0.01,
     steps: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""ZO-SPIDER-NCF: as :func:`zo_scsg_ncf`, with batches that correct the estimate of the step before.
@@ -419,6 +455,7 @@ def zo_spider_ncf(
         key: as in :func:`zo_sgd_ncf`.
         mu: as in :func:`zo_sgd_ncf`.
         radius: as in :func:`zo_sgd_ncf`.
+        failure: as in :func:`zo_sgd_ncf`.
         steps: as in :func:`zo_sgd_ncf`.
 
     Returns:
@@ -442,8 +479,7 @@ def zo_spider_ncf(
     References:
         Zhang, Xiong, Gu, arXiv:2210.01496, ZO-SPIDER-NCF; Fang, Li, Lin, Zhang, arXiv:1807.01695 (SPIDER).
     """
-    if epoch < 1 or int(epoch) != epoch:
-        raise ValueError(f"zo_spider_ncf: epoch={epoch}; give a whole number of steps, at least one.")
+    epoch = trees.whole("zo_spider_ncf: epoch", epoch)
     return _descent(
         "zo_spider_ncf",
         lambda key, inner: inner >= epoch,
@@ -458,5 +494,6 @@ def zo_spider_ncf(
         key=key,
         mu=mu,
         radius=radius,
+        failure=failure,
         steps=steps,
     )

@@ -16,7 +16,23 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
-__all__ = ["copied", "dtype", "needed", "norm", "positive", "ravel", "real", "restrict", "size", "white", "whole"]
+__all__ = [
+    "copied",
+    "dtype",
+    "needed",
+    "norm",
+    "positive",
+    "precision",
+    "ravel",
+    "real",
+    "restrict",
+    "size",
+    "times",
+    "total",
+    "white",
+    "whole",
+    "zeros",
+]
 
 _INT32 = 2**31 - 1
 
@@ -42,6 +58,28 @@ def dtype(tree: PyTree) -> Any:
     """
     with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
         return jnp.result_type(jnp.float32, *jax.tree.leaves(tree))
+
+
+def precision(tree: PyTree) -> float:
+    """The coarsest relative rounding among the leaves.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> precision([jnp.ones(2, "float32"), jnp.ones(2, "bfloat16")])
+        0.0078125
+    """
+    return max((float(jnp.finfo(jnp.result_type(leaf)).eps) for leaf in jax.tree.leaves(tree)), default=0.0)
+
+
+def zeros(tree: PyTree) -> PyTree:
+    """Zeros in the shapes of a tree, of float32 at least, to add up in.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> zeros({"a": jnp.ones(2, "bfloat16")})["a"].dtype.name
+        'float32'
+    """
+    return jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), dtype(leaf)), tree)
 
 
 def ravel(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
@@ -199,3 +237,26 @@ def whole(name: str, number: Any, least: int = 1) -> int:
     if not (least <= number <= _INT32 and int(number) == number):
         raise ValueError(f"{name}={number}; give a whole number, {least} to {_INT32}.")
     return int(number)
+
+
+def total(count: Array, more: Array) -> Array:
+    """The sum of two int32 counters, or 2³¹ − 1 where it is larger.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> int(total(jnp.int32(2**31 - 2), jnp.int32(5))) == 2**31 - 1
+        True
+    """
+    return count + jnp.minimum(more, _INT32 - count)
+
+
+def times(count: Array, factor: int) -> Array:
+    """A multiple of an int32 counter, or 2³¹ − 1 where it is larger.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> int(times(jnp.int32(3), 2)), int(times(jnp.int32(3), 2**30)) == 2**31 - 1
+        (6, True)
+    """
+    most = _INT32 // factor
+    return jnp.where(count > most, _INT32, jnp.minimum(count, most) * min(factor, _INT32))

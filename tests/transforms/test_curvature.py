@@ -35,7 +35,7 @@ def test_it_finds_the_direction_and_reports_its_rayleigh_quotient():
     np.testing.assert_allclose(seen.curvature, v @ np.asarray(A) @ v, atol=1e-9)
     np.testing.assert_allclose(seen.curvature, -0.3, atol=1e-4)
     assert bool(seen.found)
-    assert int(seen.gradients) == 33
+    assert int(seen.gradients) == 34  # here, a step each, the last map, and two that verify
 
 
 @pytest.mark.parametrize("least", [0.05, -0.1])
@@ -44,6 +44,85 @@ def test_where_there_is_none_below_half_delta_it_says_so(least):
     find = lambda key: negative_curvature(lambda x: A @ x, jnp.zeros(20), key, smoothness=1.0, delta=0.25)  # noqa: E731
     seen = jax.jit(jax.vmap(find))(jax.random.split(KEY, 20))
     assert not np.any(seen.found)
+
+
+def searches(d, dtype, count=60):
+    """As many searches as ``count`` where λ_min = −δ and L/δ = 20, away from the origin."""
+    spectrum = jnp.asarray(np.append(-1.0, np.linspace(0.0, 20.0, d - 1)), dtype)
+    x = jnp.ones(d, dtype)
+    find = jax.jit(lambda key: negative_curvature(lambda y: spectrum * (y - x), x, key, smoothness=20.0, delta=1.0))
+    return [find(key) for key in jax.random.split(KEY, count)], spectrum
+
+
+@pytest.mark.parametrize("d", [20, 1000, *(pytest.param(d, marks=pytest.mark.slow) for d in (10**4, 10**5))])
+def test_a_curvature_of_minus_delta_is_missed_no_more_often_than_stated_in_any_dimension(d, dtype):
+    seen, spectrum = searches(d, dtype)
+    assert sum(bool(each.found) for each in seen) >= 59  # p = 0.01
+    steps = np.sqrt(40) * np.log(2 * np.sqrt(41 * d) / 0.0125)
+    for each in seen:
+        v = np.asarray(each.direction, float)
+        np.testing.assert_allclose(each.curvature, v @ (np.asarray(spectrum) * v), atol=0.05)
+        assert int(each.gradients) == np.ceil(steps) + 4
+
+
+def test_a_smaller_probability_of_failure_costs_steps():
+    A = symmetric([-1.0, *np.linspace(0.0, 20.0, 19)])
+    many = [
+        int(negative_curvature(lambda x: A @ x, jnp.zeros(20), KEY, smoothness=20.0, delta=1.0, failure=p).gradients)
+        for p in (0.1, 0.001)
+    ]
+    assert many[1] - many[0] == pytest.approx(np.sqrt(40) * np.log(100), abs=1.5)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_third_derivative_is_no_curvature(sign):
+    """f = ±ρx³/6 has none at zero; a one-sided difference over 1e-3 sees ρ/2 · 1e-3 = δ there, of either sign."""
+    gradient = lambda x: sign * 500.0 * x**2 + 0.1 * x  # noqa: E731
+    options: dict[str, Any] = {"smoothness": 1.0, "delta": 0.5}
+    for known in ({}, {"hessian_lipschitz": 1000.0}):
+        for key in jax.random.split(KEY, 4):
+            seen = negative_curvature(gradient, jnp.zeros(1), key, **options, **known)
+            np.testing.assert_allclose(seen.curvature, 0.1, atol=1e-6)
+
+
+def test_the_default_radius_is_short_where_the_hessian_changes_fast_and_never_below_rounding():
+    """At 10⁴ in float32 the points 1e-3 apart are one: such a difference would be noise."""
+    reached = []
+
+    def gradient(x):
+        jax.debug.callback(lambda y: reached.append(float(y)), jnp.abs(x[0] - 1e4))
+        return -x
+
+    x = jnp.asarray([1e4], jnp.float32)
+    negative_curvature(gradient, x, KEY, smoothness=1.0, delta=0.5, hessian_lipschitz=1e3)
+    jax.effects_barrier()
+    assert max(reached) == pytest.approx(16 * 1.2e-7 * 1e4, rel=0.1)
+    reached.clear()
+    negative_curvature(lambda y: gradient(y + 1e4), jnp.zeros(1), KEY, smoothness=1.0, delta=0.5, hessian_lipschitz=1e3)
+    jax.effects_barrier()
+    assert max(reached) == pytest.approx(0.5 / 1e4, rel=1e-6)
+
+
+@pytest.mark.parametrize("find", [negative_curvature_descent, zeroth_order_descent])
+def test_it_can_be_traced_in_its_numbers_by_default(find):
+    f = problems.double_well(3, dtype=jnp.float64).value
+
+    def first(smoothness, delta, failure):
+        optimizer = find(smoothness=smoothness, hessian_lipschitz=6.0, eps=1e-2, delta=delta, failure=failure, key=KEY)
+        return optimizer.update(jnp.zeros(3), optimizer.init(jnp.zeros(3)), jnp.zeros(3), value_fn=f)
+
+    numbers = (2.0, 0.5, 0.01)
+    for a, b in zip(jax.tree.leaves(first(*numbers)), jax.tree.leaves(jax.jit(first)(*numbers)), strict=True):
+        if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_query_counts_end_where_their_integers_do():
+    """Two dimensions cost 4 queries a gradient: 2³¹ are not −2³¹."""
+    f = lambda x: jnp.sum(x**2)  # noqa: E731
+    optimizer = zeroth_order_descent(smoothness=2.0, hessian_lipschitz=1.0, eps=1e-9, delta=0.5, key=KEY)
+    state = optimizer.init(jnp.ones(2))._replace(queries=jnp.asarray(2**31 - 3, jnp.int32))
+    assert int(optimizer.update(jnp.ones(2), state, jnp.ones(2), value_fn=f)[1].queries) == 2**31 - 1
 
 
 def test_estimates_of_the_gradient_keep_their_error_bounds():
@@ -80,7 +159,7 @@ def test_zeroth_order_escape_counts_its_queries_and_moves_along_the_direction_fo
     np.testing.assert_allclose(np.abs(path[0]), [0.5 / 6, 0, 0], atol=1e-3)
     taken = int(np.argmax(np.all(np.asarray(path[1:]) == np.asarray(path[:-1]), axis=1))) + 2
     searches = 2  # at the saddle and at the minimum
-    assert int(state.queries) == 6 * (taken + searches * 23)
+    assert int(state.queries) == 6 * (taken + searches * 24)
 
 
 def test_what_is_missing_or_wrong_is_named():
@@ -92,6 +171,11 @@ def test_what_is_missing_or_wrong_is_named():
         wrong: dict[str, Any] = options | {"delta": -1.0}
         with pytest.raises(ValueError, match=r"delta=-1\.0; give a positive number"):
             make(**wrong)
+        for failure in (0.0, 1.0):
+            with pytest.raises(ValueError, match=f"failure={failure}; give a probability"):
+                make(**options, failure=failure)
+        with pytest.raises(ValueError, match=r"steps=2147483648; give a whole number, 1 to 2147483647"):
+            make(**options, steps=2**31)
     with pytest.raises(ValueError, match=r"mu=0\.0"):
         coordinate_gradient(jnp.sum, x, 0.0)
     with pytest.raises(ValueError, match="samples=0"):

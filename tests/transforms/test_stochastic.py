@@ -66,6 +66,38 @@ def test_verified_by_the_whole_sum_the_curvature_is_its_rayleigh_quotient():
     assert int(seen.gradients) == 2 * N * 100 + 2 * N
 
 
+@pytest.mark.parametrize("d", [20, pytest.param(10**5, marks=pytest.mark.slow)])
+def test_a_curvature_of_minus_delta_is_missed_no_more_often_than_stated_in_any_dimension(d, dtype):
+    """One attempt, of one term and L/δ = 20: what is missed is what the start has too little of."""
+    spectrum = jnp.asarray(np.append(-1.0, np.linspace(0.0, 20.0, d - 1)), dtype)
+    x, options = jnp.ones(d, dtype), {"smoothness": 20.0, "delta": 1.0, "learning_rate": 0.05, "repeats": 1}
+    find = jax.jit(
+        lambda key: negative_curvature_online(lambda y, _: spectrum * (y - x), x, key, size=1, batch=1, **options).found
+    )
+    assert sum(bool(find(key)) for key in jax.random.split(KEY, 60)) >= 59
+
+
+def test_a_smaller_probability_of_failure_takes_a_larger_sample():
+    """min{n, 32 (L/δ)² log 2/p}, in whole batches, whatever is traced."""
+    options = {"size": 1000, "batch": 4, "smoothness": 2.0, "delta": 1.0, "steps": 1}
+    search = jax.jit(lambda p: negative_curvature_online(lambda y, _: -y, jnp.zeros(1), KEY, failure=p, **options))
+    for p, terms in ((0.1, 384), (0.01, 680), (1e-9, 1000)):
+        seen = search(p)
+        assert bool(seen.found)
+        assert int(seen.gradients) == 2 * 4 + 2 * terms
+
+
+def test_the_sample_that_verifies_is_a_sample():
+    """Half the terms curve by +1 and half by −1: 680 of them say zero ± 0.04, four could say anything."""
+    sign = jnp.where(jnp.arange(10**6) % 2 == 0, 1.0, -1.0)
+    search = lambda key: negative_curvature_online(  # noqa: E731
+        lambda y, i: jnp.mean(sign[i]) * y, jnp.zeros(1), key, size=10**6, batch=4, smoothness=2.0, delta=1.0, steps=1
+    )
+    seen = jax.jit(jax.vmap(search))(jax.random.split(KEY, 30))
+    assert not np.any(seen.found)
+    assert np.max(np.abs(seen.curvature)) < 0.2
+
+
 CONSTANTS: Any = {"smoothness": 4.0, "hessian_lipschitz": 8.0, "delta": 0.4, "key": KEY}
 SMALL: Any = {"batch": 8, "large_batch": N}
 
