@@ -16,7 +16,10 @@ from jaxtyping import Array, Float
 from pwgf_jax.calculus import MomentForm, PairwiseForm
 from pwgf_jax.measures import Particles
 
-__all__ = ["Confined", "as_pytree", "confined", "entropy"]
+__all__ = ["NEIGHBOUR", "Confined", "as_pytree", "confined", "entropy"]
+
+NEIGHBOUR = 3
+"""Of each particle, whose distance tells the density: the more particles have to be there."""
 
 
 @jax.tree_util.register_static
@@ -134,7 +137,7 @@ def confined(F: Any, strength: float) -> Confined:
     return kind(as_pytree(F), strength)
 
 
-def entropy(mu: Particles, neighbour: int = 3) -> Float[Array, ""]:
+def entropy(mu: Particles, neighbour: int = NEIGHBOUR) -> Float[Array, ""]:
     r"""An estimate of the differential entropy :math:`-\int\rho\log\rho` from distances to the k-th nearest neighbour.
 
     :math:`\psi(N)-\psi(k)+\log V_d+\frac dN\sum_i\log r_k(x_i)`, V_d the volume of the unit ball. Costs all pairs. Its

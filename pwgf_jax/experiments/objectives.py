@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -13,6 +14,7 @@ from jaxtyping import Array
 
 from pwgf_jax import problems
 from pwgf_jax.experiments import tables
+from pwgf_jax.experiments.sizes import check_fits
 from pwgf_jax.problems import Problem
 
 __all__ = ["OBJECTIVES", "Objective", "Setting"]
@@ -84,9 +86,37 @@ class Setting(NamedTuple):
         return self.problem.components(params, indices)
 
 
+_DEEPEST = 1000  # layers, which are traced one by one
+_LISTED = 5000  # critical points, which are all made to be known by name
+_NUMBER = 8  # bytes
+
+
+def _check_numbers(count: int, **given: Any) -> None:
+    """Refuse an objective of more numbers than there is memory for."""
+    check_fits(_NUMBER * count, " and ".join(f"{name} = {value}" for name, value in given.items()), "give less.")
+
+
+def _check_listed(count: int, **given: Any) -> None:
+    """Refuse an objective of very many critical points."""
+    if count > _LISTED:
+        said = " and ".join(f"{name} = {value}" for name, value in given.items())
+        raise ValueError(f"{said} make {count} critical points to list; give fewer, for up to {_LISTED}.")
+
+
+def _partitions(total: int, parts: int) -> int:
+    """Ways to write a number as a sum of so many: count[k] of the numbers up to the total, part by part."""
+    count = [1] + total * [0]
+    for part in range(1, parts + 1):
+        for n in range(part, total + 1):
+            count[n] += count[n - part]
+    return count[total - parts] if total >= parts else 0
+
+
 def _rotated(key: Array, eigenvalues: Any) -> np.ndarray:
     """A symmetric matrix with these eigenvalues in a random basis: no axis of the coordinates is special."""
     d = len(eigenvalues)
+    if d == 0:
+        raise ValueError("a list of eigenvalues or singular values is empty; give one number or more.")
     basis = np.linalg.qr(np.asarray(jax.random.normal(key, (d, d))))[0]
     return (basis * np.asarray(eigenvalues, float)) @ basis.T
 
@@ -103,18 +133,21 @@ def _octopus(
 ) -> Problem:
     """A chain of saddles that gradient descent takes exponentially long to pass."""
     del key
+    _check_listed(dimension, dimension=dimension)
     return problems.octopus(dimension, smoothness=smoothness, gamma=gamma, tau=tau, scale=scale, dtype=dtype)
 
 
 def _double_well(key: Array, dtype: Any, *, dimension: int, scale: float = 0.0) -> Problem:
     """A strict saddle between two wells; by default runs start at it exactly."""
     del key
+    _check_numbers(8 * dimension, dimension=dimension)
     return problems.double_well(dimension, scale=scale, dtype=dtype)
 
 
 def _quartic(key: Array, dtype: Any, *, dimension: int, scale: float = 0.0) -> Problem:
     """Lucchi's quartic: one direction down, one up, all others flat; by default runs start at its saddle."""
     del key
+    _check_numbers(8 * dimension, dimension=dimension)
     return problems.quartic(dimension, scale=scale, dtype=dtype)
 
 
@@ -128,6 +161,9 @@ def _leading_eigenvector(
     key: Array, dtype: Any, *, samples: int, eigenvalues: list[float], scale: float = 1e-3
 ) -> Problem:
     """The leading eigenvector of random samples, a finite sum; the other eigenvectors are saddles."""
+    _check_numbers(samples * len(eigenvalues), samples=samples)
+    if any(value < 0 for value in eigenvalues):
+        raise ValueError(f"eigenvalues = {eigenvalues}; those of a covariance are not negative.")
     covariance_key, sample_key = jax.random.split(key)
     root = _rotated(covariance_key, np.sqrt(eigenvalues))
     drawn = np.asarray(jax.random.normal(sample_key, (samples, len(eigenvalues)))) @ root
@@ -138,6 +174,8 @@ def _symmetric_factorization(
     key: Array, dtype: Any, *, eigenvalues: list[float], rank: int, scale: float = 1e-3
 ) -> Problem:
     """Symmetric matrix factorisation; every subset of eigenvectors is a critical point."""
+    d = len(eigenvalues)
+    _check_listed(sum(math.comb(d, k) for k in range(min(rank, d) + 1)), rank=rank, d=d)
     return problems.symmetric_factorization(jnp.asarray(_rotated(key, eigenvalues), dtype), rank, scale=scale)
 
 
@@ -152,11 +190,15 @@ def _deep_linear(
     key: Array, dtype: Any, *, singular_values: list[float], depth: int, width: int | None = None, scale: float = 0.1
 ) -> Problem:
     """A deep linear network: the origin is a strict saddle for two layers only."""
+    if depth > _DEEPEST:
+        raise ValueError(f"depth = {depth}; give up to {_DEEPEST} layers.")
+    _check_numbers(depth * (width or 1) ** 2, depth=depth, width=width)
     return problems.deep_linear(jnp.asarray(_rotated(key, singular_values), dtype), depth, width=width, scale=scale)
 
 
 def _phase_retrieval(key: Array, dtype: Any, *, dimension: int, scale: float = 1e-3) -> Problem:
     """Phase retrieval of a unit signal from infinitely many measurements."""
+    _check_numbers(8 * dimension, dimension=dimension)
     signal = jax.random.normal(key, (dimension,))
     return problems.phase_retrieval((signal / jnp.linalg.norm(signal)).astype(dtype), scale=scale)
 
@@ -165,6 +207,7 @@ def _matrix_sensing(
     key: Array, dtype: Any, *, dimension: int, rank: int, measurements: int, scale: float = 1e-3
 ) -> Problem:
     """Recovery of a matrix of low rank from Gaussian measurements, a finite sum."""
+    _check_numbers(measurements * dimension**2, measurements=measurements, dimension=dimension)
     measure_key, factor_key = jax.random.split(key)
     drawn = jax.random.normal(measure_key, (measurements, dimension, dimension), dtype)
     factor = jnp.linalg.qr(jax.random.normal(factor_key, (dimension, rank), dtype))[0]
@@ -182,6 +225,10 @@ def _copy_average(
 ) -> Problem:
     """A student network with too few neurons for its teacher: every partition is a critical point."""
     del key
+    if teachers * students > 100_000:  # even to count the partitions takes so many additions
+        raise ValueError(f"teachers = {teachers} and students = {students}; give a product up to 100000.")
+    _check_listed(_partitions(teachers, students), teachers=teachers, students=students)
+    _check_numbers(teachers * max(dimension or 1, teachers), teachers=teachers, dimension=dimension)
     return problems.copy_average(teachers, students, dimension=dimension, activation=activation, dtype=dtype)
 
 
@@ -216,6 +263,7 @@ def _spiked_attention(
     scale: float = 1e-3,
 ) -> Objective:
     """The same head on random prompts of tokens N(0, I + spike·wwᵀ), a finite sum; its alignment with w is recorded."""
+    _check_numbers(prompts * tokens * dimension, prompts=prompts, tokens=tokens, dimension=dimension)
     direction_key, prompt_key = jax.random.split(key)
     w = jax.random.normal(direction_key, (dimension,), dtype)
     w /= jnp.linalg.norm(w)
@@ -243,6 +291,7 @@ def _long_tailed_digits(
     (tail), and the extreme eigenvalues of the Hessians of the classes' own mean cross-entropy, in training, whatever
     the loss: the smallest of a third is its curvature, the largest its sharpness; ``depth`` is that of Lanczos.
     """
+    _check_numbers(100 * hidden, hidden=hidden)
     digits = tables.digits()
     order_key, test_key, tail_key = jax.random.split(key, 3)
     classes = digits.targets.shape[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
@@ -22,7 +24,7 @@ from pwgf_jax.calculus import Functional, check_functional
 from pwgf_jax.experiments.config import Call, Config, Method
 from pwgf_jax.experiments.data import Source
 from pwgf_jax.experiments.descents import Descent
-from pwgf_jax.experiments.free_energy import confined, entropy
+from pwgf_jax.experiments.free_energy import NEIGHBOUR, confined, entropy
 from pwgf_jax.experiments.heldout import hold_out, measure
 from pwgf_jax.experiments.objectives import Objective, Setting
 from pwgf_jax.experiments.reading import ConfigError, Place, make, parameters, read, suggestion
@@ -37,6 +39,7 @@ from pwgf_jax.experiments.registry import (
     TRANSFORMS,
     own_data,
 )
+from pwgf_jax.experiments.sizes import check_fits, largest, size_of
 from pwgf_jax.experiments.starts import Start
 from pwgf_jax.flows import Flow, FlowState, descent
 from pwgf_jax.functionals import potential
@@ -49,6 +52,8 @@ __all__ = ["Experiment", "build", "build_objective"]
 
 _LARGEST = 256e6  # bytes that records of particles may take
 _DENSE = 256  # parameters up to which a record has the least curvature
+_RECORDED = 32  # bytes of a record at least: value, gradient norm, jump and status
+_REFUSALS = (ValueError, TypeError, ImportError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ def build(config: Config) -> Experiment:
     with _blamed(place / "options"):
         functional, options = _functional(config, place)
     blame = _blamed if not spec.is_own else _all_blamed
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    keys = _keys(config, root)
 
     def problem(key: Array) -> tuple[Functional, Particles]:
         data_key, start_key = jax.random.split(key)
@@ -151,13 +156,26 @@ def build(config: Config) -> Experiment:
         with blame(place / "functional"):
             return F(mu0)
 
+    drawn = (lambda key: source.draw(key, dtype).arguments) if source is not None else lambda key: ()
+    with _blamed(place / "data"):
+        data = jax.eval_shape(drawn, keys[0])
+        check_fits(config.seeds * size_of(data), f"the data of {config.seeds} seeds", "give fewer points, or seeds.")
+    with _blamed(place / "particles"):
+        held = size_of(jax.eval_shape(lambda key: problem(key)[1], keys[0]))
+        check_fits(config.seeds * held, f"the particles of {config.seeds} seeds", "give fewer, or fewer seeds.")
     jax.eval_shape(value, keys[0])
     if spec.is_own:
         F, mu0 = problem(keys[0])
         with _all_blamed(place / "functional"):
             check_functional(F, mu0, spec.functional.name.rpartition(":")[2])
 
-    _try(flows, problem, keys[0], root / "arms")
+    _try(flows, problem, keys, root / "arms")
+    for arm, call in config.arms.items():
+        if "temperature" in call.arguments and spec.particles <= NEIGHBOUR:
+            raise (place / "particles").error(
+                f"given {spec.particles}; arms.{arm} has a temperature, and the entropy of its free energy is "
+                f"estimated from {NEIGHBOUR} neighbours of each particle: give at least {NEIGHBOUR + 1}."
+            )
     tested = source is not None and source.held_out > 0
     if config.snapshots:
         _check_snapshots(config, jax.eval_shape(lambda key: problem(key)[1].points, keys[0]))
@@ -167,11 +185,10 @@ def build(config: Config) -> Experiment:
     }
     if source is None:
         return Experiment(problem, flows, keys, records, None)
-    drawn = jax.eval_shape(lambda key: source.draw(key, dtype).arguments, keys[0])
     target = None
     if spec.data is not None and spec.data.name in SAMPLES:
-        target = source.draw(jax.random.split(keys[0])[0], dtype).arguments[0]
-    return Experiment(problem, flows, keys, records, drawn[0].shape[0], target)
+        target = jax.jit(drawn)(jax.random.split(keys[0])[0])[0]
+    return Experiment(problem, flows, keys, records, data[0].shape[0], target)
 
 
 def build_objective(config: Config) -> Experiment:
@@ -196,8 +213,8 @@ def build_objective(config: Config) -> Experiment:
         {'well': -0.25, 'origin': 0.0}
     """
     root, spec = Place(config.file), config.problem
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    with _blamed(root / "problem" / "options"):
+    keys = _keys(config, root)
+    with _blamed(root / "problem" / "options"), np.errstate(all="ignore"):
         made = OBJECTIVES[spec.functional.name].make(
             jax.random.split(keys[0])[0], jnp.dtype(config.dtype), **spec.functional.arguments
         )
@@ -205,6 +222,11 @@ def build_objective(config: Config) -> Experiment:
     objective = whole.problem
     setting = Setting(objective, **(spec.constants or {}), later=whole.later)
     known = [each for each in (objective.minimum, *objective.local_minima, *objective.saddles) if each is not None]
+    for each in known:
+        if not math.isfinite(each.value):
+            raise (root / "problem" / "options").error(
+                f'the critical point "{each.name}" has the value {each.value}; a number is too large or too small.'
+            )
     with _blamed(root / "problem" / "start"):
         begin = _start(objective, known, **spec.start.arguments)
     F = potential(objective.value)
@@ -227,7 +249,7 @@ def build_objective(config: Config) -> Experiment:
             method = TRANSFORMS[call.name].make(setting, **given)
             flows[arm] = descent(method.make, **terms)
             records[arm] = Record(config.record_every, stats, partial(_spent, method))
-    _try(flows, problem, keys[0], root / "arms")
+    _try(flows, problem, keys, root / "arms")
     facts: dict[str, Any] = {"landmarks": {each.name: float(each.value) for each in known}} if known else {}
     if dense:
         facts["second_order"] = {"eps": setting.eps, "delta": setting.delta}
@@ -254,7 +276,16 @@ def _flow(call: Method) -> Flow:
     return FLOWS[call.name].make(**{name: make(name, value) for name, value in call.arguments.items()})
 
 
-def _try(flows: Mapping[str, Flow], problem: Callable[[Array], Any], key: Array, place: Place) -> None:
+def _keys(config: Config, root: Place) -> Array:
+    """One key per seed, if all that is recorded of the seeds fits."""
+    records = max(config.steps_of(arm) for arm in config.arms) // config.record_every + 2
+    size = records * config.seeds * _RECORDED
+    with _blamed(root / "record_every"):
+        check_fits(size, f"{records} records of {config.seeds} seeds", "give a larger one, or fewer steps or seeds.")
+    return jax.random.split(jax.random.key(config.seed), config.seeds)
+
+
+def _try(flows: Mapping[str, Flow], problem: Callable[[Array], Any], keys: Array, place: Place) -> None:
     """The first step of every flow, without computing it."""
 
     def first_step(flow: Flow, key: Array) -> Any:
@@ -263,7 +294,9 @@ def _try(flows: Mapping[str, Flow], problem: Callable[[Array], Any], key: Array,
 
     for arm, flow in flows.items():
         with _blamed(place / arm):
-            jax.eval_shape(partial(first_step, flow), key)
+            size, array = largest(jax.make_jaxpr(partial(first_step, flow))(keys[0]))
+            cure = "give fewer particles, data or seeds, or what this arm calls batch_size or depth."
+            check_fits(keys.size * size, f"a step of {keys.size} seeds makes {array} for each, which", cure)
 
 
 def _at_point(whole: Objective, dense: bool, F: Functional, mu: Particles) -> dict[str, Array]:
@@ -323,7 +356,7 @@ def _check_snapshots(config: Config, points: Any) -> None:
 
 
 @contextmanager
-def _blamed(place: Place, kinds: tuple[type[Exception], ...] = (ValueError, TypeError, ImportError)) -> Iterator[None]:
+def _blamed(place: Place, kinds: tuple[type[Exception], ...] = _REFUSALS) -> Iterator[None]:
     """Errors of what a key describes, under that key's name."""
     try:
         yield
@@ -331,6 +364,8 @@ def _blamed(place: Place, kinds: tuple[type[Exception], ...] = (ValueError, Type
         raise
     except kinds as error:
         sentence = str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, OverflowError):
+            sentence = f"a number is too large to compute with, or what follows from it ({sentence})."
         raise place.error(sentence) from error
 
 
