@@ -27,6 +27,7 @@ from pwgf_jax.measures import Particles, traceable
 __all__ = ["Certified", "certify_run", "report"]
 
 _STREAM = 0x63657274  # keeps the starts of Lanczos apart from what the problem and the steps draw
+_NEGATIVE = 0.01  # of |λ|_max, where nothing else says what counts as negative
 _PRODUCTS = 512  # Hessian products per operator
 _MEMORY = 2**28  # bytes of a Krylov basis
 
@@ -41,6 +42,7 @@ class Certified(NamedTuple):
         certificate: of :func:`pwgf_jax.certify.certify`.
         functional: the seed's.
         mu: the final measure.
+        scale: |λ|_max of the full Hessian there, as 16 steps of Lanczos see it: never more than it is.
     """
 
     arm: str
@@ -49,6 +51,7 @@ class Certified(NamedTuple):
     certificate: Certificate
     functional: Functional
     mu: Particles
+    scale: float
 
     def plain(self) -> dict[str, Any]:
         """The numbers as JSON can hold them."""
@@ -58,7 +61,11 @@ class Certified(NamedTuple):
         for name, part in (("integral", found.integral), ("full", found.full)):
             numbers = {key: getattr(part, key) for key in ("eigenvalue", "residual", "lower", "rounding", "products")}
             said[name] = {key: number if math.isfinite(number) else None for key, number in numbers.items()}
-        return said | {"eps": found.eps, "delta": found.delta}
+        return said | {
+            "eps": found.eps,
+            "delta": found.delta,
+            "scale": self.scale if math.isfinite(self.scale) else None,
+        }
 
 
 def certify_run(
@@ -68,6 +75,7 @@ def certify_run(
     eps: float | None = None,
     delta: float | None = None,
     seeds: int | None = None,
+    trust: bool = False,
 ) -> list[Certified]:
     """Certify what the arms of a run ended in.
 
@@ -78,9 +86,10 @@ def certify_run(
             arm's own eps, if its gradient norm has ever been above that; else 1 % of the largest gradient norm on
             record for the arm, but at least 1e-3.
         delta: curvature that counts as negative. If not given, it is that of an objective's constants; else 1 % of
-            the scale of the full Hessian at the start of the first seed: of the largest absolute Ritz value of 16
-            Lanczos steps.
+            the largest absolute eigenvalue of the full Hessian at the measure in question, a seed's own: where the
+            Hessian has other sizes elsewhere, these say nothing of what is negative here.
         seeds: only the first so many of every arm.
+        trust: whether to run a Python file that the folder's config names.
 
     Returns:
         The certificates, arm by arm.
@@ -99,7 +108,7 @@ def certify_run(
     for name, number in (("eps", eps), ("delta", delta), ("seeds", seeds)):
         if number is not None and not 0 < number < math.inf:
             raise ConfigError(f"{name} = {number}; give a positive number.")
-    config, arms, final = unchanged(folder), folder.arms(), folder.arrays("final.npz")
+    config, arms, final = unchanged(folder, trust=trust), folder.arms(), folder.arrays("final.npz")
     if not arms:
         raise ConfigError(f"{folder.path}: no arm is finished yet; go on with `pwgf resume {folder.path}`.")
     if arm is not None and arm not in arms:
@@ -109,16 +118,16 @@ def certify_run(
         for part, experiment in experiments(config):
             chosen = [label for label in part.config.arms if label in (arms if arm is None else [arm])]
             known = part.config.problem.constants or {}
-            curvature = delta or known.get("delta") or (_start_scale(experiment) / 100 if chosen else 0.0)
+            negative = delta or known.get("delta")
             for label in chosen:
                 small = eps or known.get("eps") or _own_eps(part.config.arms[label], arms[label])
                 count = min(seeds or config.seeds, config.seeds)
-                certified += _certify_arm(label, experiment, final, small, curvature, count)
+                certified += _certify_arm(label, experiment, final, small, negative, count)
     return certified
 
 
 def _certify_arm(
-    arm: str, experiment: Experiment, final: Mapping[str, np.ndarray], eps: float, delta: float, seeds: int
+    arm: str, experiment: Experiment, final: Mapping[str, np.ndarray], eps: float, delta: float | None, seeds: int
 ) -> list[Certified]:
     certified = []
     for seed in range(seeds):
@@ -127,8 +136,12 @@ def _certify_arm(
         mu = _final_measure(final, arm, seed, mu0)
         size = sum(leaf.size for leaf in jax.tree.leaves(mu.points))
         depth = max(16, min(_PRODUCTS, _MEMORY // (size * mu.weights.dtype.itemsize)))
-        found = certify(F, mu, eps, delta, jax.random.fold_in(key, _STREAM), max_products=_PRODUCTS, max_depth=depth)
-        certified.append(Certified(arm, seed, float(final[f"{arm}/value"][seed]), found, F, mu))
+        stream = jax.random.fold_in(key, _STREAM)
+        scale = float(_ritz_scale(traceable(F), mu, min(16, size), jax.random.fold_in(stream, 1)))
+        # Where the Hessian vanishes, or is not finite, any number does: the certificate says what is the case.
+        negative = delta or (_NEGATIVE * scale if 0 < scale < math.inf else float(jnp.finfo(mu.weights.dtype).eps))
+        found = certify(F, mu, eps, negative, stream, max_products=_PRODUCTS, max_depth=depth)
+        certified.append(Certified(arm, seed, float(final[f"{arm}/value"][seed]), found, F, mu, scale))
     return certified
 
 
@@ -159,17 +172,6 @@ def _ritz_scale(F: Functional, mu: Particles, depth: int, key: Array) -> Array:
     return jnp.max(jnp.abs(jnp.linalg.eigvalsh(found.tridiagonal)))
 
 
-def _start_scale(experiment: Experiment) -> float:
-    """The largest absolute Ritz value of the full Hessian where the first seed starts."""
-    key = experiment.keys[0]
-    F, mu0 = experiment.problem(key)
-    size = sum(leaf.size for leaf in jax.tree.leaves(mu0.points))
-    scale = float(_ritz_scale(traceable(F), mu0, min(16, size), jax.random.fold_in(key, _STREAM)))
-    if not 0 < scale < math.inf:
-        raise ConfigError(f"the Hessian at the start has the scale {scale}, which says nothing; give --delta.")
-    return scale
-
-
 def report(certified: Sequence[Certified]) -> str:
     """The certificates as Markdown: a line per arm, and the table.
 
@@ -184,17 +186,22 @@ def report(certified: Sequence[Certified]) -> str:
         mine = [each.certificate for each in certified if each.arm == arm]
         counts = Counter(found.verdict.name for found in mine)
         verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-        said.append(f"- {arm}: {verdicts} (eps = {mine[0].eps:.3g}, delta = {mine[0].delta:.3g})")
-    rows = [["arm", "seed", "verdict", "decided by", "‖∇F‖", "λ_min integral", "λ_min full", "products"]]
+        low, high = min(found.delta for found in mine), max(found.delta for found in mine)
+        delta = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+        said.append(f"- {arm}: {verdicts} (eps = {mine[0].eps:.3g}, delta = {delta})")
+    heading = ["arm", "seed", "verdict", "decided by", "‖∇F‖", "λ_min integral", "λ_min full", "λ_min / |λ|_max"]
+    rows = [[*heading, "products"]]
     for each in certified:
         found = each.certificate
         row = [each.arm, str(each.seed), found.verdict.name, found.decided_by, f"{found.gradient_norm:.2e}"]
         products = f"{found.integral.products} + {found.full.products}"
-        rows.append([*row, curvature(found.integral), curvature(found.full), products])
+        ratio = f"{found.full.eigenvalue / each.scale:.1e}" if each.scale > 0 else "–"
+        rows.append([*row, curvature(found.integral), curvature(found.full), ratio, products])
     failure = certified[0].certificate.failure
     legend = (
         "λ_min: Rayleigh quotient ± residual, and after ≥ what λ_min is not below, each with probability "
-        f"{1 - failure:g}. Products of the integral + the full Hessian."
+        f"{1 - failure:g}. |λ|_max: of the full Hessian there, by 16 steps of Lanczos; without --delta, delta is "
+        f"{100 * _NEGATIVE:g} % of it. Products of the integral + the full Hessian."
     )
     return "\n\n".join(["\n".join(said), table(rows), legend])
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import shlex
 import signal
 import sys
@@ -18,6 +20,7 @@ from pwgf_jax import __version__
 from pwgf_jax.experiments import certification, landscape, plots, runner, summary, survey
 from pwgf_jax.experiments.config import Config, load
 from pwgf_jax.experiments.folder import Arm, RunFolder, open_run, refuse_taken
+from pwgf_jax.experiments.progress import say
 from pwgf_jax.experiments.reading import KINDS, ConfigError
 from pwgf_jax.experiments.registry import (
     FLOWS,
@@ -33,8 +36,9 @@ from pwgf_jax.experiments.registry import (
 
 __all__ = ["main"]
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, INTERRUPTED, NOBODY_READS = 2, 130, 141
 _WIDE = 12  # arms that a terminal has columns for
+_COMPARISON = ("summary.md", "figure.png", "figure.pdf")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after ``pwgf``; those of the process if None.
 
     Returns:
-        The exit status: 0, 2 for something wrong in what was asked, 130 after an interruption.
+        The exit status: 0, 2 for something wrong in what was asked or on the disk, 130 after an interruption, 141 where
+        nobody reads what is printed any more, as in ``pwgf list | head``.
 
     Example:
         >>> main(["plot", "no/such"])
@@ -58,16 +63,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _interruptible():
             options.do(options, shlex.join(["pwgf", *arguments]))
+            sys.stdout.flush()
     except ConfigError as error:
-        print(f"pwgf: {error}", file=sys.stderr)
+        say(str(error))
+        return BAD_INPUT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more when it ends
+        return NOBODY_READS
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        say(f"{where}{error.strerror or error}{_how_to_go_on(options)}")
         return BAD_INPUT
     except KeyboardInterrupt:
-        folder = getattr(options, "folder", None)
-        begun = isinstance(folder, Path) and (folder / "run.json").exists()
-        then = f"; go on with: pwgf resume {shlex.quote(str(folder))}" if begun else ""
-        print(f"\npwgf: interrupted{then}", file=sys.stderr)
+        print(file=sys.stderr)
+        say(f"interrupted{_how_to_go_on(options)}")
         return INTERRUPTED
     return 0
+
+
+def _how_to_go_on(options: argparse.Namespace) -> str:
+    """What to do about a run that has stopped half way; nothing where none was under way."""
+    folder = getattr(options, "folder", None)
+    if options.do not in (_run, _resume) or not isinstance(folder, Path) or not (folder / "run.json").exists():
+        return ""
+    try:
+        trust = "--trust " if runner.own_code(open_run(folder).config) else ""
+    except (ConfigError, OSError):
+        return ""
+    return f"; go on with: pwgf resume {trust}{shlex.quote(str(folder))}"
 
 
 @contextmanager
@@ -106,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     resume = command("resume", _resume, "go on with a run that was interrupted")
     resume.add_argument("folder", type=Path, help="the run folder")
     resume.add_argument("--quiet", action="store_true", help="show no progress bar")
+    _trust(resume)
 
     plot = command("plot", _plot, "draw the figure and write the summary of a run again")
     plot.add_argument("folder", type=Path, help="the run folder")
@@ -118,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     certify.add_argument("--arm", help="only this arm; all if not given")
     certify.add_argument("--seeds", type=int, help="only the first so many seeds")
     _tolerances(certify)
+    _trust(certify)
 
     land = command(
         "landscape", _landscape, "find critical points from many starts, and say whether they are strict saddles"
@@ -149,15 +174,34 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust", action="store_true", help="run the Python file that the folder's config names, if it names one"
+    )
+
+
+def _trusted(options: argparse.Namespace) -> bool:
+    """Whether code that the folder names may be run: as given, or as answered where there is somebody to ask."""
+    own = [] if options.trust or not sys.stdin.isatty() else runner.own_code(open_run(options.folder).config)
+    if not own:
+        return options.trust
+    say(f"{options.folder}: its config.toml names code of its own, {', '.join(own)}, which this runs.")
+    return input("Do you know what it does, and want it run? [y/N] ").strip().lower() in ("y", "yes")
+
+
 def _tolerances(parser: argparse.ArgumentParser) -> None:
     own = "the arm's own, if its gradient norm ever exceeded it, else 1 %% of the largest on record, at least 1e-3"
     parser.add_argument("--eps", type=float, help=f"gradient norm that counts as stationary; {own}")
-    scale = "1 %% of the largest absolute Ritz value of the full Hessian at the first seed's start"
+    scale = "1 %% of the largest absolute eigenvalue of the full Hessian at that seed's end"
     parser.add_argument("--delta", type=float, help=f"curvature that counts as negative; {scale}")
 
 
 def _run(options: argparse.Namespace, command: str) -> None:
     config = load(options.config, options.settings)
+    own_steps = {name: arm.steps for name, arm in config.arms.items() if arm.steps}
+    if own_steps and any(re.match(r"\s*steps\s*=", setting) for setting in options.settings):
+        kept = ", ".join(f"{name} {steps}" for name, steps in own_steps.items())
+        say(f"steps are those of arms that have none of their own; these keep theirs: {kept}.")
     options.folder = options.folder or _new_folder(config)
     _report(runner.run(config, options.folder, command=command, quiet=options.quiet))
 
@@ -168,7 +212,7 @@ def _new_folder(config: Config) -> Path:
 
 def _resume(options: argparse.Namespace, command: str) -> None:
     del command
-    _report(runner.resume(options.folder, quiet=options.quiet))
+    _report(runner.resume(options.folder, quiet=options.quiet, trust=_trusted(options)))
 
 
 def _plot(options: argparse.Namespace, command: str) -> None:
@@ -187,9 +231,10 @@ def _draw(folder: RunFolder, x: plots.Axis | None = None) -> list[Path]:
         return plots.draw(arms, folder.path / f"figure-{x}", x)
     if all({"varied", "second_order"} <= set(arm.info) for arm in arms.values()):
         files = plots.draw_profile(arms, folder.path / "figure")
-        for turn in dict.fromkeys(arm.info["varied"]["value"] for arm in arms.values()):
+        for i, turn in enumerate(dict.fromkeys(arm.info["varied"]["value"] for arm in arms.values())):
             own = {a.info["varied"]["arm"]: a for a in arms.values() if a.info["varied"]["value"] == turn}
-            files += plots.draw(own, folder.path / f"figure-{turn}")
+            plain = re.fullmatch(r"[\w+-][\w.+-]*", str(turn))  # a folder from elsewhere may say ../x
+            files += plots.draw(own, folder.path / f"figure-{turn if plain else i}")
         return files
     files = (plots.draw_varied if summary.varied(arms) else plots.draw)(arms, folder.path / "figure")
     if snapshots := folder.snapshots():
@@ -200,7 +245,12 @@ def _draw(folder: RunFolder, x: plots.Axis | None = None) -> list[Path]:
 def _certify(options: argparse.Namespace, command: str) -> None:
     folder = open_run(options.folder)
     certified = certification.certify_run(
-        folder, arm=options.arm, eps=options.eps, delta=options.delta, seeds=options.seeds
+        folder,
+        arm=options.arm,
+        eps=options.eps,
+        delta=options.delta,
+        seeds=options.seeds,
+        trust=_trusted(options),
     )
     text = certification.report(certified)
     folder.write_text("certificates.md", f"# Certificates of {folder.info['name']}\n\n{text}\n\nMade by `{command}`.\n")
@@ -238,7 +288,7 @@ def _report(folder: RunFolder) -> None:
     try:
         _draw(folder)
     except ConfigError as error:  # the run is worth more than its figure
-        print(f"pwgf: {error}", file=sys.stderr)
+        say(str(error))
     print(f"Everything is in {folder.path}")
 
 
@@ -257,15 +307,16 @@ def _say_written(files: Sequence[Path]) -> None:
 
 
 def _compare(options: argparse.Namespace, command: str) -> None:
-    refuse_taken(options.folder)
-    arms = _labelled({path: open_run(path) for path in options.runs})
-    text = [f"# Comparison of {len(options.runs)} runs", summary.table(summary.overview(arms))]
+    refuse_taken(options.folder, ours=_COMPARISON)
+    runs = {path: open_run(path) for path in options.runs}
+    arms = _labelled(runs)
+    problems = "\n".join(f"- {path}: {run.info['problem']}" for path, run in runs.items() if "problem" in run.info)
+    text = [f"# Comparison of {len(runs)} runs", problems, summary.table(summary.overview(arms)), summary.ESCAPE]
     text += [summary.table(summary.trajectory(arms)), *summary.notes(arms), f"Made by `{command}`."]
     options.folder.mkdir(parents=True, exist_ok=True)
-    file = options.folder / "summary.md"
-    file.write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    RunFolder(options.folder).write_text("summary.md", "\n\n".join(filter(None, text)) + "\n")
     print(summary.table(_transposed(summary.overview(arms))))
-    _say_written([file, *plots.draw(arms, options.folder / "figure")])
+    _say_written([options.folder / "summary.md", *plots.draw(arms, options.folder / "figure")])
 
 
 def _labelled(runs: Mapping[Path, RunFolder]) -> dict[str, Arm]:

@@ -1,4 +1,7 @@
-"""Run folders: what a run leaves on disk, written so that a crash leaves something whole."""
+"""Run folders: what a run leaves on disk, written so that a crash leaves something whole.
+
+A run begins with run.json, which holds the config too; what else is there can be made again from it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,10 +24,17 @@ from pwgf_jax.experiments.config import Config, dump, fingerprint, load, unfold
 from pwgf_jax.experiments.reading import ConfigError
 from pwgf_jax.flows import Status
 from pwgf_jax.solve import Solution
+from pwgf_jax.solve.files import replacing
 
-__all__ = ["Arm", "RunFolder", "create", "open_run"]
+try:
+    import fcntl
+except ImportError:  # not on Windows: there two processes in one folder are not told apart
+    fcntl = None
 
-_FILES = ("config.toml", "run.json", "metrics.npz", "final.npz", "snapshots.npz")
+__all__ = ["Arm", "RunFolder", "create", "open_run", "refuse_taken"]
+
+_RESULTS = {"metrics.npz": ("step", "value"), "final.npz": ("weights", "value", "status", "steps")}
+_TOLD = ("name", "command", "config_hash", "dtype", "seeds", "steps", "device", "devices", "backend", "jax", "pwgf_jax")
 
 
 @dataclass(frozen=True)
@@ -93,14 +105,26 @@ class RunFolder:
         """The arms that are not complete."""
         return [name for name, arm in self.info["arms"].items() if not arm["finished"]]
 
+    @property
+    def finished(self) -> list[str]:
+        """The arms that are complete, as run.json has it."""
+        return [name for name, arm in self.info["arms"].items() if arm["finished"]]
+
     def arms(self) -> dict[str, Arm]:
-        """The finished arms, in the order of the config."""
-        info, metrics, final = self.info["arms"], self.arrays("metrics.npz"), self.arrays("final.npz")
-        return {
-            name: Arm(_below(metrics, name), final[f"{name}/status"], about)
-            for name, about in info.items()
-            if about["finished"]
-        }
+        """The finished arms, in the order of the config.
+
+        Raises:
+            ConfigError: if their results are not there, or cannot be read.
+        """
+        results = {name: self.arrays(name) for name in _RESULTS}
+        for arm in self.finished:
+            if missing := _missing(results, arm):
+                raise ConfigError(
+                    f"{self.path}: run.json says that arm {arm} is finished, and {missing} has nothing of it; "
+                    f"`pwgf resume {self.path}` runs it again."
+                )
+        status = {arm: results["final.npz"][f"{arm}/status"] for arm in self.finished}
+        return {arm: Arm(_below(results["metrics.npz"], arm), status[arm], self.info["arms"][arm]) for arm in status}
 
     def snapshots(self) -> dict[str, dict[str, np.ndarray]]:
         """The snapshots of every arm that has them: "step" (k,), "points" (k, N, d) and perhaps "target" (M, d)."""
@@ -109,28 +133,91 @@ class RunFolder:
         return {name: _below(arrays, name) for name in names}
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays of an .npz file of the folder; none if it is not there yet."""
+        """The arrays of an .npz file of the folder; none if it is not there yet.
+
+        Raises:
+            ConfigError: if it is damaged.
+        """
         if not (self.path / name).exists():
             return {}
-        with np.load(self.path / name, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+        try:
+            with open(self.path / name, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+                return {key: file[key] for key in file.files}
+        except Exception as error:  # bytes can be wrong in more ways than NumPy and zipfile have errors for
+            raise ConfigError(
+                f"{self.path / name}: damaged ({error}); `pwgf resume {self.path}` runs again what was in it."
+            ) from error
+
+    def mend(self, config: Config) -> list[str]:
+        """Take what is damaged or missing for not finished, so that it is run again.
+
+        Args:
+            config: of the run.
+
+        Returns:
+            A sentence for each file that something was wrong with.
+        """
+        finished, lost = self.finished, defaultdict(list)
+        results, wanted = {}, dict(_RESULTS)
+        if config.snapshots and not config.problem.is_objective:
+            wanted["snapshots.npz"] = ("step", "points")
+        for name in wanted:
+            try:
+                results[name] = self.arrays(name)
+            except ConfigError:
+                (self.path / name).unlink()
+                results[name] = {}
+        for arm in finished:
+            if missing := _missing(results, arm, wanted):
+                lost[missing].append(arm)
+        if lost:
+            info = self.info
+            for arm in (arm for arms in lost.values() for arm in arms):
+                info["arms"][arm]["finished"] = False
+            self.write_info(info)
+        return [
+            f"{self.path / name}: it is damaged, or what it had of {', '.join(arms)} is gone: run again."
+            for name, arms in lost.items()
+        ]
 
     def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace an .npz file of the folder."""
-        part = self.path / f"{name}.part"
-        with open(part, "wb") as file:
+        with replacing(self.path / name) as file:
             np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-        os.replace(part, self.path / name)
 
     def write_text(self, name: str, text: str) -> None:
         """Replace a text file of the folder."""
-        part = self.path / f"{name}.part"
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, self.path / name)
+        with replacing(self.path / name) as file:
+            file.write(text.encode())
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Replace run.json."""
         self.write_text("run.json", json.dumps(info, indent=2, ensure_ascii=False) + "\n")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder is this process's to write to; the lock goes with the process, however it ends.
+
+        Raises:
+            ConfigError: if another process runs in it.
+        """
+        if fcntl is None:
+            yield
+            return
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise ConfigError(
+                f"{self.path}: another process is running in it; wait for it, or give another --out."
+            ) from error
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            os.close(handle)
 
     def finish(
         self,
@@ -187,19 +274,29 @@ def _final(arm: str, solution: Solution) -> dict[str, np.ndarray]:
     return {f"{arm}/{name}": np.asarray(value) for name, value in (points | kept).items()}
 
 
+def _missing(results: Mapping[str, Mapping[str, Any]], arm: str, wanted: Mapping[str, Any] | None = None) -> str:
+    """The first file that has not all it should have of a finished arm; empty if there is none."""
+    lacking = (
+        file
+        for file, names in (_RESULTS if wanted is None else wanted).items()
+        if any(f"{arm}/{name}" not in results[file] for name in names)
+    )
+    return next(lacking, "")
+
+
 def create(path: Path, config: Config, command: str) -> RunFolder:
     """Make the folder of a new run.
 
     Args:
-        path: where; nothing of another run may be there.
+        path: where; nothing else may be there.
         config: what will be run.
         command: as the user typed it.
 
     Returns:
-        The folder, with config.toml and run.json in it.
+        The folder, with run.json and config.toml in it.
 
     Raises:
-        ConfigError: if the folder holds another run or cannot be made.
+        ConfigError: if the folder holds something already or cannot be made.
 
     Example:
         >>> import tempfile
@@ -210,27 +307,36 @@ def create(path: Path, config: Config, command: str) -> RunFolder:
         ...     create(Path(place) / "mine", config, "pwgf run mine.toml").unfinished
         ['static']
     """
+    folder, text = RunFolder(path), dump(config)
+    info = {
+        "name": config.name,
+        "command": command,
+        "problem": _problem(config),
+        "config": text,
+        "config_hash": fingerprint(config),
+        **environment(),
+        "dtype": config.dtype,
+        "seeds": config.seeds,
+        "steps": config.steps,
+        "targets": config.targets,
+        "arms": _outset(config),
+    }
     refuse_taken(path)
-    folder = RunFolder(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        folder.write_text("config.toml", dump(config))
+        folder.write_info(info)
+        folder.write_text("config.toml", text)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written to ({error.strerror}); give another --out.") from error
-    folder.write_info(
-        {
-            "name": config.name,
-            "command": command,
-            "config_hash": fingerprint(config),
-            **environment(),
-            "dtype": config.dtype,
-            "seeds": config.seeds,
-            "steps": config.steps,
-            "targets": config.targets,
-            "arms": _outset(config),
-        }
-    )
     return folder
+
+
+def _problem(config: Config) -> str:
+    """What was run, in a line: the functional or objective, with its options and its size."""
+    call = config.problem.functional
+    options = ", ".join(f"{name} = {json.dumps(value)}" for name, value in call.arguments.items())
+    said = f"{call.name}({options})" if options else call.name
+    return said if config.problem.is_objective else f"{said}, {config.problem.particles} particles"
 
 
 def _outset(config: Config) -> dict[str, dict[str, Any]]:
@@ -244,14 +350,29 @@ def _outset(config: Config) -> dict[str, dict[str, Any]]:
     return outset
 
 
-def refuse_taken(path: Path) -> None:
-    """Refuse a place where a run cannot be put without loss."""
+def refuse_taken(path: Path, ours: Sequence[str] = ()) -> None:
+    """Refuse a place where nothing can be put without mixing it with something else.
+
+    Args:
+        path: a folder, which need not exist.
+        ours: names of files that are no hindrance.
+
+    Raises:
+        ConfigError: if it is a file, or files are in it; hidden ones do not count, nor what a kill left half written.
+
+    Example:
+        >>> refuse_taken(Path("no/such"))
+    """
     if path.is_file():
         raise ConfigError(f"{path}: it is a file; give another --out.")
-    if any((path / name).exists() for name in _FILES):
+    if (path / "run.json").exists():
         raise ConfigError(
             f"{path}: it holds another run; go on with it by `pwgf resume {path}`, or give another --out."
         )
+    held = sorted(each.name for each in path.iterdir()) if path.is_dir() else []
+    if others := [name for name in held if not name.startswith(".") and name not in (*ours, "run.json.part")]:
+        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        raise ConfigError(f"{path}: it is not empty ({shown}); give another --out.")
 
 
 def open_run(path: Path) -> RunFolder:
@@ -274,11 +395,18 @@ def open_run(path: Path) -> RunFolder:
     """
     if not (path / "run.json").is_file():
         raise ConfigError(f"{path}: no run is in it (no run.json); make one with `pwgf run`.")
+    folder = RunFolder(path)
     try:
-        RunFolder(path).info["arms"].items()
+        info = folder.info
+        finished = [arm for arm in info["arms"].values() if arm["finished"]]
+        told = all(name in info for name in _TOLD) and all("meaning" in arm for arm in finished)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}/run.json: not written by pwgf, or damaged.") from error
-    return RunFolder(path)
+    if not told:
+        raise ConfigError(f"{path}/run.json: not written by pwgf, or damaged.")
+    if not (path / "config.toml").exists() and "config" in info:  # killed before it was written, or deleted since
+        folder.write_text("config.toml", info["config"])
+    return folder
 
 
 def environment() -> dict[str, Any]:
@@ -299,11 +427,14 @@ def environment() -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any] | None:
+    """The state of these sources, if it is they that a repository keeps: an environment may lie in somebody else's."""
+
     def ask(*words: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
+        ask("ls-files", "--error-unmatch", "--", Path(__file__).name)
         return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "--", "."))}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pwgf_jax.certify import Verdict
+from pwgf_jax.experiments.folder import RunFolder
 from pwgf_jax.experiments.plots import canvas, style
 from pwgf_jax.experiments.summary import table
 
@@ -27,6 +28,7 @@ class Found(NamedTuple):
         index: how many eigenvalues of the full Hessian are below −δ.
         exact: whether the index was counted in the whole spectrum; otherwise it is a lower bound.
         verdict: of the certificate.
+        delta: curvature that counted as negative there.
     """
 
     value: float
@@ -36,6 +38,7 @@ class Found(NamedTuple):
     index: int
     exact: bool
     verdict: Verdict
+    delta: float
 
 
 class CriticalPoint(NamedTuple):
@@ -66,13 +69,16 @@ class Survey(NamedTuple):
         points: critical points in the order of their values.
         starts: how many.
         eps: gradient norm that counts as stationary.
-        delta: curvature that counts as negative.
     """
 
     points: list[CriticalPoint]
     starts: int
     eps: float
-    delta: float
+
+    @property
+    def deltas(self) -> list[float]:
+        """The curvatures that counted as negative, from the smallest to the largest; mostly one for all."""
+        return sorted({end.delta for point in self.points for end in point.members})
 
 
 def cluster(ends: Sequence[Found], tolerance: float) -> list[CriticalPoint]:
@@ -87,7 +93,7 @@ def cluster(ends: Sequence[Found], tolerance: float) -> list[CriticalPoint]:
         Critical points in the order of their values.
 
     Example:
-        >>> at = lambda value, least: Found(value, 0.0, least, least, 0, True, Verdict.saddle)
+        >>> at = lambda value, least: Found(value, 0.0, least, least, 0, True, Verdict.saddle, 0.1)
         >>> points = cluster([at(1.0, -2.0), at(0.0, 0.0), at(1.001, -2.0)], 0.01)
         >>> [(len(point.members), point.minimal) for point in points]
         [(1, True), (2, False)]
@@ -113,7 +119,7 @@ def conclusion(survey: Survey) -> str:
     """What the survey says about strict saddles, in a sentence.
 
     Example:
-        >>> conclusion(Survey([], 20, 1e-3, 0.1))
+        >>> conclusion(Survey([], 20, 1e-3))
         'No start of 20 came to a critical point (gradient norm at most 0.001): take more steps or another arm.'
     """
     if not survey.points:
@@ -123,11 +129,12 @@ def conclusion(survey: Survey) -> str:
         )
     others = [point for point in survey.points if not point.minimal]
     loose = [point for point in others if not point.strict]
-    below = f"λ_min < −{survey.delta:.3g}"
+    low, high = survey.deltas[0], survey.deltas[-1]
+    below = f"λ_min < −δ, δ = {low:.3g}" if low == high else f"λ_min < −δ, δ = {low:.3g} to {high:.3g},"
     if not others:
         said = "Every critical point found is minimal: these starts say nothing about saddles."
     elif not loose:
-        blind = sum(point.median("integral") >= -survey.delta for point in others)
+        blind = sum(point.median("integral") >= -point.median("delta") for point in others)
         only = f", {blind} of them in the full Hessian only" if blind else ""
         said = f"Each of the {len(others)} non-minimal critical points found has {below}{only}."
     else:
@@ -144,7 +151,7 @@ def report(survey: Survey) -> str:
     """The table of critical points as Markdown, and the conclusion.
 
     Example:
-        >>> print(report(Survey([], 2, 1e-3, 0.1)))
+        >>> print(report(Survey([], 2, 1e-3)))
         No start of 2 came to a critical point (gradient norm at most 0.001): take more steps or another arm.
     """
     rows = [["value", "‖∇F‖", "λ_min integral", "λ_min full", "index", "reached", "minimal", "verdicts"]]
@@ -184,18 +191,18 @@ def write(survey: Survey, path: Path, command: str) -> list[Path]:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [file.name for file in write(Survey([], 2, 1e-3, 0.1), Path(folder), "")]
+        ...     [file.name for file in write(Survey([], 2, 1e-3), Path(folder), "")]
         ['landscape.md', 'landscape.json']
     """
-    text, numbers = path / "landscape.md", path / "landscape.json"
-    text.write_text(f"# Critical points\n\n{report(survey)}\n\nMade by `{command}`.\n", encoding="utf-8")
+    folder = RunFolder(path)
+    folder.write_text("landscape.md", f"# Critical points\n\n{report(survey)}\n\nMade by `{command}`.\n")
     points = [
         {"minimal": point.minimal, "ends": [end._asdict() | {"verdict": end.verdict.name} for end in point.members]}
         for point in survey.points
     ]
-    whole = {"eps": survey.eps, "delta": survey.delta, "starts": survey.starts, "points": points}
-    numbers.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    return [text, numbers, *_draw(survey, path / "landscape")]
+    whole = {"eps": survey.eps, "starts": survey.starts, "points": points}
+    folder.write_text("landscape.json", json.dumps(whole, indent=2) + "\n")
+    return [path / "landscape.md", path / "landscape.json", *_draw(survey, path / "landscape")]
 
 
 def _draw(survey: Survey, path: Path) -> list[Path]:
@@ -209,7 +216,9 @@ def _draw(survey: Survey, path: Path) -> list[Path]:
             marker = {"marker": "os"[i], "s": 14 + 12 * i, "facecolors": "none" if i else style(i)["color"]}
             colour = style(2 * i)["color"]
             ax.scatter(least, [end.value for end in ends], edgecolors=colour, linewidths=0.8, label=part, **marker)
-        ax.axvline(-survey.delta, color="0.6", linewidth=0.8, linestyle=":", label=r"$-\delta$")
+        for delta in {survey.deltas[0], survey.deltas[-1]}:
+            label = r"$-\delta$" if delta == survey.deltas[0] else None
+            ax.axvline(-delta, color="0.6", linewidth=0.8, linestyle=":", label=label)
         ax.set_xlabel(r"smallest eigenvalue $\lambda_{\min}$ of the Hessian")
         ax.set_ylabel(r"objective $F(\mu)$")
         ax.legend(frameon=False)

@@ -14,8 +14,9 @@ from pwgf_jax.experiments.costs import gradients, seconds
 from pwgf_jax.experiments.folder import Arm
 from pwgf_jax.experiments.reading import ConfigError
 from pwgf_jax.experiments.summary import NEVER, halved, to_second_order, varied
+from pwgf_jax.solve.files import replacing
 
-__all__ = ["Axis", "band", "canvas", "draw", "draw_profile", "draw_snapshots", "draw_varied", "style"]
+__all__ = ["Axis", "band", "canvas", "draw", "draw_profile", "draw_snapshots", "draw_varied", "style", "thinned"]
 
 Axis: TypeAlias = Literal["steps", "gradients", "seconds", "bits"]
 
@@ -23,11 +24,12 @@ Axis: TypeAlias = Literal["steps", "gradients", "seconds", "bits"]
 # in an order of falling contrast of lightness, and with a line style each, so that they also work in grey.
 _COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 _LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+_STRETCHES = 1000  # of an axis: more than a printer's dots across a panel
 _LANDMARKS = 12  # values of critical points that a panel has room for
 _PANELS = {
     "value": r"objective $F(\mu_k)$",
     "gradient_norm": r"gradient norm $\|\nabla_{\!\mu} F(\mu_k)\|$",
-    "free_energy": r"free energy $F(\mu_k)-\tau\,\mathrm{Ent}(\mu_k)$",
+    "free_energy": r"free energy $F(\mu_k)+\tau\int\rho_k\log\rho_k$",
     "test_loss": "test loss",
     "test_accuracy": "test accuracy",
     "tail_accuracy": "test accuracy, rarest third",
@@ -165,7 +167,8 @@ def canvas(path: Path, size: tuple[float, float]) -> Iterator[tuple[Any, list[Pa
         figure = Figure(figsize=size, layout="constrained")
         yield figure, files
         for file in files:
-            figure.savefig(file, dpi=300)
+            with replacing(file) as new:
+                figure.savefig(new, dpi=300, format=file.suffix[1:])
 
 
 def draw_varied(arms: Mapping[str, Arm], path: Path) -> list[Path]:
@@ -346,6 +349,29 @@ def draw_snapshots(arms: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> 
     return files
 
 
+def thinned(*curves: np.ndarray) -> np.ndarray:
+    """Which points of some curves over the same axis to draw: of every stretch those where one is lowest or highest.
+
+    A figure shows no more, and a PDF keeps every point that it is given.
+
+    Example:
+        >>> curve = np.zeros(100_000)
+        >>> curve[54321] = 1.0
+        >>> kept = thinned(curve)
+        >>> len(kept) < 3000, 54321 in kept, [int(i) for i in kept[[0, -1]]]
+        (True, True, [0, 99999])
+    """
+    size = curves[0].size
+    if size <= 2 * _STRETCHES:
+        return np.arange(size)
+    starts = np.arange(size, step=-(-size // _STRETCHES))
+    kept = {0, size - 1}
+    for curve in curves:
+        for start, part in zip(starts, np.split(curve, starts[1:]), strict=True):
+            kept |= {int(start + np.argmin(part)), int(start + np.argmax(part))}
+    return np.array(sorted(kept))
+
+
 def _plane(points: np.ndarray) -> np.ndarray:
     """The first two coordinates; of a line, heights of zero."""
     return points[:, :2] if points.shape[1] > 1 else np.pad(points, ((0, 0), (0, 1)))
@@ -371,6 +397,8 @@ def _panel(
             continue
         values, step = arm.of(arm.objective if name == "value" else name), at[label]
         mean, low, high = band(values)
+        kept = thinned(mean, low, high)
+        step, mean, low, high = step[kept], mean[kept], low[kept], high[kept]
         missing = int(arm.finite.size - arm.finite.sum())
         said = f"{label} ({arm.finite.sum()} of {arm.finite.size} seeds)" if missing else label
         ax.plot(step, mean, label=said, **styles[label])
@@ -401,6 +429,7 @@ def _strip(
     for row, (label, arm) in enumerate(jumps.items()):
         share = arm.records["perturbed"].mean(axis=0)
         some = np.flatnonzero(share)
+        some = some[thinned(share[some])]
         ax.scatter(
             at[label][some],
             np.full(some.size, -row),

@@ -1,4 +1,4 @@
-"""A progress bar over all arms of a run, on the standard error stream."""
+"""What is said while a run goes on, on the standard error stream: a progress bar, or a line now and then."""
 
 from __future__ import annotations
 
@@ -10,13 +10,21 @@ from typing import Any
 
 from pwgf_jax.solve import Progress
 
-__all__ = ["Bar"]
+__all__ = ["Bar", "say"]
+
+_PAUSE = 30.0  # seconds from one line to the next
+
+
+def say(sentence: str) -> None:
+    """Something that the user ought to know, progress or not."""
+    print(f"pwgf: {sentence}", file=sys.stderr)
 
 
 class Bar:
     """How far a run is, which seed is the slowest, and how long it will still take.
 
-    Uses tqdm where it is installed, and plain lines where it is not.
+    At a terminal this is tqdm's bar, where it is installed. Elsewhere (a log, a batch job) it is a plain line at most
+    every half minute and at the end of an arm.
 
     Args:
         steps: of every arm, by name.
@@ -36,10 +44,10 @@ class Bar:
         self._arm, self._base = "", 0
         self._started, self._started_at = time.monotonic(), 0
         self._line: Any = None
-        self._quiet = quiet
+        self._quiet, self._said_at = quiet, self._started
 
     def __enter__(self) -> Bar:
-        if not self._quiet:
+        if not self._quiet and sys.stderr.isatty():
             try:
                 from tqdm import tqdm
 
@@ -75,7 +83,8 @@ class Bar:
         if self._line is not None:
             self._line.set_postfix_str(_standing(progress), refresh=False)
             self._line.update(self.done - before)
-        elif not self._quiet:
+        elif not self._quiet and (progress.step == progress.steps or time.monotonic() - self._said_at >= _PAUSE):
+            self._said_at = time.monotonic()
             print(
                 f"{self._arm}: {progress.step} of {progress.steps} steps, {_standing(progress)}, "
                 f"about {self.seconds_left:.0f} s left for all arms",

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from pwgf_jax.experiments.config import Config, Part, fingerprint, unfold
 from pwgf_jax.experiments.costs import cost_model
 from pwgf_jax.experiments.folder import RunFolder, create, open_run, refuse_taken
 from pwgf_jax.experiments.problems import Experiment, build
-from pwgf_jax.experiments.progress import Bar
+from pwgf_jax.experiments.progress import Bar, say
 from pwgf_jax.experiments.reading import ConfigError
 from pwgf_jax.solve import Progress, sweep
+from pwgf_jax.solve.checkpoint import CheckpointError
 
-__all__ = ["experiments", "resume", "run", "settings", "unchanged"]
+__all__ = ["experiments", "own_code", "resume", "run", "settings", "unchanged"]
 
 
 def run(config: Config, path: Path, *, command: str = "", quiet: bool = True) -> RunFolder:
@@ -53,7 +55,8 @@ def run(config: Config, path: Path, *, command: str = "", quiet: bool = True) ->
     with settings(config):
         parts = experiments(config)
         folder = create(path, config, command)
-        _advance(folder, parts, quiet)
+        with folder.locked():
+            _advance(folder, parts, quiet)
     return folder
 
 
@@ -71,18 +74,22 @@ def experiments(config: Config) -> list[tuple[Part, Experiment]]:
     return [(part, build(part.config)) for part in unfold(config)]
 
 
-def resume(path: Path, *, quiet: bool = True) -> RunFolder:
+def resume(path: Path, *, quiet: bool = True, trust: bool = False) -> RunFolder:
     """Go on with a run that was interrupted: finished arms are kept, the one under way goes on from its checkpoint.
+
+    What is damaged, or missing though it was finished, is said to be and run again.
 
     Args:
         path: the run folder.
         quiet: whether to show no progress.
+        trust: whether to run a Python file that the folder's config names.
 
     Returns:
         The folder, with all arms finished.
 
     Raises:
-        ConfigError: if there is no run, or its config or data are not what they were.
+        ConfigError: if there is no run, another process runs it, its config or data are not what they were, or it
+            names code of its own that is not trusted.
 
     Example:
         >>> resume(Path("no/such"))
@@ -91,24 +98,28 @@ def resume(path: Path, *, quiet: bool = True) -> RunFolder:
         pwgf_jax.experiments.reading.ConfigError: no/such: no run is in it (no run.json); make one with `pwgf run`.
     """
     folder = open_run(path)
-    config = unchanged(folder)
-    if folder.unfinished:
-        with settings(config):
-            _advance(folder, experiments(config), quiet)
+    with folder.locked():
+        config = unchanged(folder, trust=trust)
+        for sentence in folder.mend(config):
+            say(sentence)
+        if folder.unfinished:
+            with settings(config):
+                _advance(folder, experiments(config), quiet)
     return folder
 
 
-def unchanged(folder: RunFolder) -> Config:
+def unchanged(folder: RunFolder, *, trust: bool = False) -> Config:
     """The config of a run, if it and the files that it names are what they were.
 
     Args:
         folder: of a run.
+        trust: whether it may name a Python file, which whoever makes the problem runs.
 
     Returns:
         Its config.
 
     Raises:
-        ConfigError: if something has changed.
+        ConfigError: if something has changed, or it names code of its own that is not trusted.
 
     Example:
         >>> unchanged(RunFolder(Path("no/such")))
@@ -117,12 +128,33 @@ def unchanged(folder: RunFolder) -> Config:
         pwgf_jax.experiments.reading.ConfigError: no/such/config.toml: there is no such file.
     """
     config = folder.config
-    if fingerprint(config) != folder.info.get("config_hash"):
+    if own := own_code(config):
+        if not trust:
+            raise ConfigError(
+                f"{folder.path}: its config.toml names code of its own, {', '.join(own)}, which this would run; "
+                "if you know what it does, give --trust."
+            )
+    text = (folder.path / "config.toml").read_text(encoding="utf-8")
+    # Version 0.1.0 knew the first half of a hash that now goes on with the files that own code imports.
+    if not fingerprint(text).startswith(folder.info["config_hash"]):
         raise ConfigError(
             f"{folder.path}: config.toml, or a file of yours that it names, has changed since the run began; "
             "put it back, or start anew with `pwgf run`."
         )
     return config
+
+
+def own_code(config: Config) -> list[str]:
+    """The Python files that making a config's problem runs.
+
+    Example:
+        >>> from pwgf_jax.experiments.config import Call, Method, Problem
+        >>> problem = Problem(Call("energy.py:F"), 4, Call("gaussian", {"dimension": 2}))
+        >>> own_code(Config("mine", 1, problem, {"static": Method("wgf", {"step_size": 0.1})}))
+        ['energy.py']
+    """
+    problems = [part.config.problem for part in unfold(config)]
+    return list(dict.fromkeys(each.functional.name.rpartition(":")[0] for each in problems if each.is_own))
 
 
 @contextmanager
@@ -161,7 +193,8 @@ def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], quiet: boo
                     continue
                 bar.begin(arm)
                 clock = _Clock(bar)
-                solution = sweep(
+                go = partial(
+                    sweep,
                     flow,
                     experiment.problem,
                     experiment.keys,
@@ -170,30 +203,35 @@ def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], quiet: boo
                     progress=clock,
                     checkpoint=folder.checkpoint(arm),
                 )
-                timing = clock.timing(part.config.seeds) | experiment.facts
+                try:
+                    solution = go()
+                except CheckpointError as error:
+                    say(f"{error.args[0].partition(';')[0]}: arm {arm} starts afresh.")
+                    folder.checkpoint(arm).unlink()
+                    solution = go()
+                timing = clock.timing() | experiment.facts
                 if part.config.arms[arm].kind == "flow":  # a transform counts for itself
                     timing["cost"] = cost_model(part.config.arms[arm], experiment.points)
                 folder.finish(arm, solution, timing, part.config.snapshots, experiment.target)
 
 
 class _Clock:
-    """Passes progress on, and times what it sees: the first chunk with its compilation, then the steps."""
+    """Passes progress on, and notes what the steps have taken."""
 
     def __init__(self, bar: Bar) -> None:
-        self._bar = bar
-        self._marks = [(time.perf_counter(), 0)]
+        self._bar, self._began = bar, time.perf_counter()
+        self._seen: list[tuple[int, float, int]] = []
 
     def __call__(self, progress: Progress) -> None:
-        self._marks.append((time.perf_counter(), progress.step))
+        self._seen.append((progress.step, round(progress.seconds, 6), progress.seed_steps))
         self._bar(progress)
 
-    def timing(self, seeds: int) -> dict[str, Any]:
-        now, (began, _) = time.perf_counter(), self._marks[0]
-        marks = [(step, round(when - began, 3)) for when, step in self._marks[1:]]
-        timing: dict[str, Any] = {"seconds": round(now - began, 3)}
-        timing["clock"] = {"step": [step for step, _ in marks], "seconds": [when for _, when in marks]}
-        if len(self._marks) > 2:
-            (first, first_step), (last, last_step) = self._marks[1], self._marks[-1]
-            timing["seconds_to_first_chunk"] = round(first - began, 3)  # compilation included
-            timing["seed_steps_per_second"] = round(seeds * (last_step - first_step) / max(last - first, 1e-9), 1)
+    def timing(self) -> dict[str, Any]:
+        """What run.json says: seconds in all, and at the ends of chunks those of the steps alone."""
+        columns = ([row[i] for row in self._seen] for i in range(3))
+        timing: dict[str, Any] = {"seconds": round(time.perf_counter() - self._began, 3)}
+        timing["clock"] = dict(zip(("step", "seconds", "seed_steps"), columns, strict=True))
+        if self._seen and self._seen[-1][1] > 0:
+            _, stepping, seed_steps = self._seen[-1]
+            timing["seed_steps_per_second"] = round(seed_steps / stepping, 1)
         return timing

@@ -13,6 +13,8 @@ from pwgf_jax.experiments.folder import Arm, RunFolder
 from pwgf_jax.flows import Status
 
 __all__ = [
+    "ESCAPE",
+    "escape",
     "first_second_order",
     "landing",
     "notes",
@@ -77,9 +79,54 @@ def halved(arm: Arm) -> np.ndarray:
     return first_below(arm, 0.5 * arm.of(arm.objective)[:, :1])
 
 
-def gradient_peak(arm: Arm) -> np.ndarray:
-    """The step at which each finite seed's gradient norm is the largest."""
-    return arm.records["step"][np.argmax(arm.of("gradient_norm"), axis=1)].astype(float)
+ESCAPE = (
+    "Escape: where the gradient norm peaks as a seed's objective first falls by a tenth of the largest fall that "
+    "any arm has on record. What a later jump adds to the gradient is none."
+)
+
+
+def escape(arm: Arm, depth: float) -> np.ndarray:
+    """The step at which each finite seed first escapes: where its gradient norm peaks as its objective first falls.
+
+    It has fallen at the first record that is a tenth of ``depth`` below the start. The peak is the largest gradient
+    norm of the records around that one, as far as they do not drop below half of the norm there: the hill that the
+    seed comes down. Jumps that come later, or lead nowhere, make peaks of their own, which are not on it.
+
+    Args:
+        arm: what ran.
+        depth: how far the objective can fall.
+
+    Returns:
+        One number per finite seed, huge for those that do not fall.
+
+    Example:
+        >>> values, norms = np.array([[1.0, 1.0, 0.8, 0.2, 0.0, 0.0]]), np.array([[0.0, 0.1, 0.3, 0.6, 0.0, 9.0]])
+        >>> arm = Arm({"step": np.arange(6) * 10, "value": values, "gradient_norm": norms}, np.array([2]), {})
+        >>> escape(arm, 1.0).tolist()
+        [30.0]
+    """
+    values, norms, steps = arm.of(arm.objective), arm.of("gradient_norm"), arm.records["step"]
+    fallen = (values <= values[:, :1] - depth / 10) & (depth > 0)
+    found = np.full(len(values), NEVER)
+    for seed in np.flatnonzero(fallen.any(axis=1)):
+        at = int(np.argmax(fallen[seed]))
+        off = np.flatnonzero(norms[seed] < norms[seed, at] / 2)
+        left, right = off[off < at], off[off > at]
+        hill = slice(left[-1] + 1 if left.size else 0, right[0] if right.size else None)
+        found[seed] = steps[hill][np.argmax(norms[seed, hill])]
+    return found
+
+
+def _depths(arms: Mapping[str, Arm]) -> dict[str, float]:
+    """The largest fall of any arm, for each arm among those that have the same value of the varied key."""
+    problem = lambda arm: str(arm.info.get("varied", {}).get("value"))  # noqa: E731
+    falls = {
+        name: float(np.max(arm.of(arm.objective)[:, 0] - arm.of(arm.objective).min(axis=1), initial=0.0))
+        for name, arm in arms.items()
+    }
+    return {
+        name: max(falls[other] for other in arms if problem(arms[other]) == problem(arm)) for name, arm in arms.items()
+    }
 
 
 def _reached(steps: np.ndarray) -> str:
@@ -102,17 +149,17 @@ def overview(arms: Mapping[str, Arm]) -> list[list[str]]:
     extra = {"free_energy": "final free energy", "test_loss": "final test loss", "test_accuracy": "final test accuracy"}
     extra |= {f"{part}_accuracy": f"that of the {part}" for part in ("head", "tail")}
     present = [name for name in extra if any(name in arm.records for arm in arms.values())]
-    heading = ["arm", "final F", "final gradient norm", *(extra[name] for name in present), "gradient peak at step"]
+    heading = ["arm", "final F", "final gradient norm", *(extra[name] for name in present), "escape at step"]
     # The value of an objective may be zero or below at the start: it has its own tables.
     fractions = {} if all("landmarks" in arm.info for arm in arms.values()) else FRACTIONS
     heading += [f"steps to {label} of F₀" for label in fractions] + ["jumps", "stopped at step", "ended as", "seconds"]
-    rows = [heading]
+    rows, depths = [heading], _depths(arms)
     for name, arm in arms.items():
         ended = Counter(Status(int(code)).name for code in arm.status)
         row = [name, *(spread(arm.of(record)[:, -1]) for record in (arm.objective, "gradient_norm"))]
         row += [spread(arm.of(record)[:, -1]) if record in arm.records else "–" for record in present]
         start = arm.of(arm.objective)[:, :1]
-        row += [spread(gradient_peak(arm))]
+        row += [_reached(escape(arm, depths[name]))]
         row += [_reached(first_below(arm, fraction * start)) for fraction in fractions.values()]
         row += [spread(arm.of("perturbed").sum(axis=1).astype(float))]
         taken = np.asarray(arm.info.get("steps", np.full(arm.finite.shape, arm.records["step"][-1])), float)
@@ -380,6 +427,7 @@ def summarise(folder: RunFolder) -> str:
         f"# {info['name']}",
         f"{info['seeds']} seeds, {info['steps']} steps, {info['dtype']}, {info['devices']} × {info['device']} "
         f"({info['backend']}), jax {info['jax']}, pwgf_jax {info['pwgf_jax']}.",
+        f"Problem: {info['problem']}." if "problem" in info else "",
     ]
     if arms:
         parts += [table(overview(arms)), table(trajectory(arms))]
@@ -387,8 +435,9 @@ def summarise(folder: RunFolder) -> str:
         parts.append(
             "Medians over the seeds, with quartiles in brackets where they differ. "
             "F₀ is a seed's objective at the start; a level that fewer than half of them reach is not reached. "
-            "Gradients: a step counts as many as pwgf_jax.experiments.costs says. Seconds are of all seeds together, "
-            "without compilation."
+            "Gradients: a step counts as many as pwgf_jax.experiments.costs says. The last column's seconds are those "
+            "of the arm in all; seconds to a level are of the steps of all seeds together, without compilation, "
+            f"recording and checkpoints. {ESCAPE}"
         )
     parts += notes(arms)
     meaning = {name: sentence for arm in arms.values() for name, sentence in arm.info["meaning"].items()}

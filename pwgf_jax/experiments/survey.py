@@ -102,11 +102,12 @@ def explore(
     for name, number in (("tolerance", tolerance), ("eps", eps), ("delta", delta)):
         if number is not None and not 0 < number < math.inf:
             raise ConfigError(f"{name} = {number}; give a positive number.")
-    certified = certify_run(runner.run(config, path, command=command, quiet=quiet), eps=eps, delta=delta)
+    folder = runner.run(config, path, command=command, quiet=quiet)
+    certified = certify_run(folder, eps=eps, delta=delta, trust=True)  # what it names was run just now
     small = eps or min(each.certificate.eps for each in certified)
     with runner.settings(config):
         ends = [_end(each) for each in certified if each.certificate.gradient_norm <= small]
-    return Survey(cluster(ends, tolerance), len(certified), small, certified[0].certificate.delta)
+    return Survey(cluster(ends, tolerance), len(certified), small)
 
 
 def _end(certified: Certified) -> Found:
@@ -114,7 +115,7 @@ def _end(certified: Certified) -> Found:
     size = sum(leaf.size for leaf in jax.tree.leaves(certified.mu.points))
     index = int(_index(traceable(certified.functional), certified.mu, found.delta, min(size, _DEPTH), size <= _DENSE))
     numbers = (found.gradient_norm, found.integral.eigenvalue, found.full.eigenvalue)
-    return Found(certified.value, *numbers, index, size <= _DENSE, found.verdict)
+    return Found(certified.value, *numbers, index, size <= _DENSE, found.verdict, found.delta)
 
 
 @partial(jax.jit, static_argnums=(3, 4))
@@ -127,5 +128,5 @@ def _index(F: Functional, mu: Particles, delta: Array, depth: int, dense: bool) 
             matrix = jax.lax.map(flat.matvec, jnp.eye(size, dtype=flat.support.dtype))
             return jnp.sum(jnp.linalg.eigvalsh((matrix + matrix.T) / 2) < -delta)
         start = jax.random.normal(jax.random.key(0), (size,), flat.support.dtype) * flat.support
-        values, _, genuine = ritz(decompose(flat.matvec, start, depth))
+        values, _, genuine = ritz(decompose(flat, start, depth))
     return jnp.sum(genuine & (values < -delta))

@@ -1,6 +1,8 @@
 """The command: what a run leaves behind, going on after an interruption, and what it says when it cannot."""
 
+import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from pwgf_jax import __version__
 from pwgf_jax.experiments import load, runner
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.progress import Bar
+from pwgf_jax.solve import Progress
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ONE_ARM = 'arms={static = {flow = "wgf", step_size = 0.05}}'
@@ -160,12 +163,15 @@ def test_a_run_folder_holds_all_that_was_promised(run_once):
     assert info["pwgf_jax"] == __version__
     known = {"jax", "jaxlib", "numpy", "optax", "python", "device", "backend", "dtype", "config_hash", "git"}
     assert known <= set(info)
-    assert info["arms"]["static"]["seconds"] > 0
+    static = info["arms"]["static"]
+    assert set(static["clock"]) == {"step", "seconds", "seed_steps"}
+    assert static["clock"]["seed_steps"][-1] == 18
+    assert 0 < static["clock"]["seconds"][-1] < static["seconds"] / 2  # which holds the compilation
     assert info["arms"]["static"]["seed_steps_per_second"] > 0
     assert info["arms"]["static"]["status"] == ["budget_spent"] * 3
     summary = (out / "summary.md").read_text(encoding="utf-8")
     assert "| static " in summary
-    assert "gradient peak at step" in summary
+    assert "escape at step" in summary
     assert "gradients to F ≤ 0.5" in summary
     assert "--set seed=3" in summary
 
@@ -224,6 +230,52 @@ def test_compare_puts_runs_together(finished, run_once, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "both").iterdir()} == {"summary.md", "figure.png", "figure.pdf"}
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_without_tqdm_is_told_of_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with Bar({"static": 4}):
+        pass
+    assert "tqdm is not installed" in terminal.getvalue()
+
+
+def test_a_log_gets_a_line_now_and_then_and_no_carriage_returns(capsys, monkeypatch):
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("pwgf_jax.experiments.progress.time.monotonic", lambda: float(next(clock)))
+    with Bar({"static": 100}) as bar:
+        bar.begin("static")
+        for step in range(1, 101):
+            bar(Progress(step, 100, np.ones(2), np.ones(2), np.zeros(2, int)))
+    said = capsys.readouterr().err
+    assert "\r" not in said
+    lines = said.splitlines()
+    assert 10 < len(lines) < 60
+    assert "static: 100 of 100 steps, slowest seed 0" in lines[-1]
+
+
+def test_steps_that_do_not_reach_every_arm_say_so(tiny, finished, capsys):
+    own = ["--set", "arms.static.steps=4"]
+    assert go("run", tiny, "--out", finished, "--set", "steps=60", *own) == 2
+    assert "these keep theirs: static 4" in capsys.readouterr().err
+    assert go("run", tiny, "--out", finished, *own) == 2
+    assert "keep theirs" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_list_may_be_cut_short():
+    command = [sys.executable, "-m", "pwgf_jax.experiments.cli", "list", str(CONFIGS)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=CONFIGS.parent) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
 def test_list_names_everything_a_config_can_name(capsys):
     assert go("list", CONFIGS) == 0
     said = capsys.readouterr().out
@@ -263,17 +315,13 @@ def test_a_seed_that_turns_non_finite_is_reported_and_left_out(tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_in_float32_without_tqdm_and_without_matplotlib_there_are_plain_lines_and_numbers(
-    tiny, tmp_path, capsys, monkeypatch
-):
-    monkeypatch.setitem(sys.modules, "tqdm", None)
+def test_in_float32_and_without_matplotlib_there_are_plain_lines_and_numbers(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert go("run", tiny, "--out", tmp_path / "out", "--set", ONE_ARM, "--set", "dtype=float32") == 0
     final = arrays(tmp_path / "out" / "final.npz")
     assert final["static/points"].dtype == final["static/value"].dtype == np.float32
     said = capsys.readouterr().err
-    assert "tqdm is not installed" in said
-    assert "static: 2 of 6 steps, slowest seed" in said
+    assert "static: 6 of 6 steps, slowest seed" in said
     assert "s left" in said
     assert "figures need matplotlib" in said
     assert (tmp_path / "out" / "summary.md").exists()
@@ -295,6 +343,14 @@ def test_a_folder_with_another_run_is_not_touched(tiny, finished, refused):
     assert "pwgf resume" in said
     assert "another --out" in said
     assert "holds another run" in refused("compare", finished, "--out", finished)
+
+
+def test_a_folder_with_other_things_is_not_touched(tiny, finished, tmp_path, refused):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("precious", encoding="utf-8")
+    assert "it is not empty (chapter.tex); give another --out" in refused("run", tiny, "--out", tmp_path / "thesis")
+    assert "it is not empty (chapter.tex)" in refused("compare", finished, "--out", tmp_path / "thesis")
+    assert "it is a file" in refused("run", tiny, "--out", tiny)
 
 
 def test_resume_refuses_what_is_not_the_same_run(finished, tmp_path, refused):
