@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from pwgf_jax.experiments.folder import Arm
@@ -21,16 +24,19 @@ _DEPTH = 32  # of Lanczos, where a flow does not say
 def cost_model(flow: Call, points: int | None) -> dict[str, float]:
     """The cost of a step and of a jump, in gradients of the whole objective.
 
-    A gradient counts 1 and a Hessian product 1.3, so that a φ(H)∇F by Lanczos counts 1 + 1.3 · depth; noise injection
-    takes two gradients, and a score of SVGD counts as one. A jump adds
-    the products of its noise (1 for Hessian-guided noise, 32 by its Lanczos sampler, 8 for the energy of isotropic
-    noise), the examination of a certificate trigger, and the direction where it leads; an examination that ends in no
-    jump is not counted, as it is not recorded. On a batch everything costs the batch's share.
+    A gradient counts 1 and a Hessian product 1.3, so that a φ(H)∇F by Lanczos counts 1 + 1.3 · depth. Noise injection
+    takes two gradients; with an adaptive level one and as many as it may try, since seeds that share a step wait for
+    the one that tries longest. A score of an energy counts as a gradient: SVGD has one beside the gradient of F if its
+    energy is not F, and KSD descent, which differentiates its scores, one and a product.
+    A jump adds the products of its noise (1 for Hessian-guided noise, 64 by its Lanczos sampler, which takes 32 steps
+    on H²; 8 for the energy of isotropic noise, none if its scale is given), the examination of a certificate trigger,
+    and the direction where it leads; an examination that ends in no jump is not counted, as it is not recorded. On a
+    batch everything costs the batch's share.
     The dense and the Gram solver are linear algebra of another kind, which no number of products stands for: they
     count as the depth that Lanczos would have had.
 
     Args:
-        flow: a flow and its arguments.
+        flow: a flow and its arguments, defaults included.
         points: size of the data; None without.
 
     Returns:
@@ -42,16 +48,35 @@ def cost_model(flow: Call, points: int | None) -> dict[str, float]:
         >>> cost_model(Call("saddle_free_newton", {"beta": 1e-3, "depth": 10}), 800)
         {'step': 14.0, 'jump': 0.0}
     """
-    arguments, depth = flow.arguments, flow.arguments.get("depth", _DEPTH)
+    arguments = flow.arguments
     share = min(arguments.get("batch_size", points) / points, 1.0) if points else 1.0
-    step = 1 + (PRODUCT * depth if flow.name in _SPECTRAL else flow.name == "noise_injection")
+    step = _step(flow.name, arguments)
     jumps = arguments.get("perturbation") or (arguments if "k_thres" in arguments else None)
     if jumps is None:
         return {"step": share * step, "jump": 0.0}
-    products = 8 if flow.name == "isotropic_pwgf" else _DEPTH if jumps.get("sampler") == "lanczos" else 1
-    if arguments.get("trigger") == "certificate":
-        products += depth + 1
-    return {"step": share * step, "jump": share * (step + PRODUCT * products)}
+    return {"step": share * step, "jump": share * (step + PRODUCT * _jump(flow.name, jumps))}
+
+
+def _step(name: str, arguments: Mapping[str, Any]) -> float:
+    """A direction, in gradients of what the flow sees."""
+    if name in _SPECTRAL:
+        return 1 + PRODUCT * arguments.get("depth", _DEPTH)
+    if name == "noise_injection":
+        level = arguments["level"]
+        return 1.0 + (level["trials"] if isinstance(level, dict) and level.get("kind") == "adaptive" else 1)
+    if name == "ksd_descent":
+        return 2 + PRODUCT
+    return 2.0 if name == "svgd" and "energy" in arguments else 1.0
+
+
+def _jump(name: str, arguments: Mapping[str, Any]) -> int:
+    """The Hessian products before a jump."""
+    if name == "isotropic_pwgf":
+        return 0 if "scale" in arguments else 8
+    noise = 2 * _DEPTH if arguments.get("sampler") == "lanczos" else 1
+    if arguments.get("trigger") != "certificate":
+        return noise
+    return arguments.get("depth", _DEPTH) + 1 + (0 if arguments.get("along") == "direction" else noise)
 
 
 def gradients(arm: Arm) -> np.ndarray:
@@ -74,17 +99,24 @@ def gradients(arm: Arm) -> np.ndarray:
 def seconds(arm: Arm) -> np.ndarray:
     """The time of the arm, all seeds together, up to each record, shape (records,).
 
-    Measured at the ends of chunks and linear between them. The first chunk holds the compilation; it counts with
-    the mean speed of the others. So does what was run before an interruption.
+    Measured at the ends of chunks, of the steps alone, and linear between them up to the step at which the last seed
+    stopped: what comes after takes no time. Runs of version 0.1.0 timed compilation with the first chunk, which for
+    them counts with the speed of the second.
 
     Example:
-        >>> clock = {"step": [10, 20, 30], "seconds": [9.0, 10.0, 11.0]}
-        >>> seconds(Arm({"step": np.array([0, 20, 30])}, np.array([2]), {"clock": clock})).tolist()
-        [0.0, 2.0, 3.0]
+        >>> clock = {"step": [10, 20, 30], "seconds": [1.0, 3.0, 3.0], "seed_steps": [10, 15, 15]}
+        >>> seconds(Arm({"step": np.array([0, 12, 20, 30])}, np.array([2]), {"clock": clock, "steps": [15]})).tolist()
+        [0.0, 1.8, 3.0, 3.0]
     """
-    clock = arm.info.get("clock")
-    if not clock or len(clock["step"]) < 2:
-        return np.full(arm.records["step"].shape, np.nan)
-    steps, at = np.asarray(clock["step"], float), np.asarray(clock["seconds"], float)
-    first = steps[0] * (at[-1] - at[0]) / (steps[-1] - steps[0])
-    return np.interp(arm.records["step"], [0, *steps], [0, *(at - at[0] + first)])
+    clock, step = arm.info.get("clock"), np.asarray(arm.records["step"], float)
+    if not clock or not clock["step"]:
+        return np.full(step.shape, np.nan)
+    ends, at = np.asarray(clock["step"], float), np.asarray(clock["seconds"], float)
+    last = max(arm.info.get("steps", [np.inf]))
+    if "seed_steps" not in clock:
+        second = min(ends[1], last) - ends[0] if len(ends) > 1 else 0
+        if second <= 0:
+            return np.full(step.shape, np.nan)
+        at = at - at[0] + ends[0] * (at[1] - at[0]) / second
+    live = np.concatenate([[True], ends[:-1] < last])
+    return np.interp(step, [0, *np.minimum(ends[live], last)], [0, *at[live]])
