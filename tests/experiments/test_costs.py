@@ -2,6 +2,7 @@
 
 from collections import Counter
 from importlib import import_module
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ def counted(monkeypatch):
     def note(name):
         jax.debug.callback(lambda: count.update([name]))
 
-    def hessian(F, mu, part="integral"):
+    def hessian(F, mu, part: Any = "integral"):
         note("linearised")
         found = wasserstein_hessian(F, mu, part)
 
