@@ -291,7 +291,7 @@ def _long_tailed_digits(
     (tail), and the extreme eigenvalues of the Hessians of the classes' own mean cross-entropy, in training, whatever
     the loss: the smallest of a third is its curvature, the largest its sharpness; ``depth`` is that of Lanczos.
     """
-    _check_numbers(100 * hidden, hidden=hidden)
+    _check_numbers(8 * 100 * hidden, hidden=hidden)
     digits = tables.digits()
     order_key, test_key, tail_key = jax.random.split(key, 3)
     classes = digits.targets.shape[1]

@@ -149,6 +149,9 @@ def _read_csv(path: str) -> dict[str, Any]:
     if len(rows) < 2:
         raise ValueError(f"{path}: no data; give a line of column names and lines of numbers.")
     names = [name.strip() for name in rows[0]]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f'{path}: {names.count(name)} columns have the name "{name}"; give each its own.')
     for number, row in enumerate(rows[1:], start=2):
         if len(row) != len(names):
             raise ValueError(f"{path}: row {number} has {len(row)} values for {len(names)} columns.")

@@ -50,9 +50,10 @@ f_thres = 0.0
 @pytest.fixture(autouse=True, scope="package")
 def _compile_quickly():
     """These tests compile many programs that run for milliseconds."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="package")

@@ -174,6 +174,7 @@ def test_what_an_own_file_lacks_is_said(own, refused, tmp_path):
         ("x1,x2,y\n1,2,3\n1,nan,3\n", 'column "x2" is not finite in data row 2'),
         ("x1,x2,y\n1,2,3\n1,2\n", "row 3 has 2 values for 3 columns"),
         ("x1,x2,y\n", "no data"),
+        ("x1,x2,x1,y\n1,2,3,4\n", '2 columns have the name "x1"; give each its own'),
     ],
 )
 def test_faults_of_a_csv_file_are_located(tmp_path, text, message):
