@@ -296,7 +296,7 @@ def _try(flows: Mapping[str, Flow], problem: Callable[[Array], Any], keys: Array
         with _blamed(place / arm):
             size, array = largest(jax.make_jaxpr(partial(first_step, flow))(keys[0]))
             cure = "give fewer particles, data or seeds, or what this arm calls batch_size or depth."
-            check_fits(keys.size * size, f"a step of {keys.size} seeds makes {array} for each, which", cure)
+            check_fits(keys.size * size, f"a step makes {array} for every seed ({keys.size}), which", cure)
 
 
 def _at_point(whole: Objective, dense: bool, F: Functional, mu: Particles) -> dict[str, Array]:

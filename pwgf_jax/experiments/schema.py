@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from pwgf_jax.experiments.reading import show
 __all__ = ["Call", "Config", "Method", "Problem", "Vary"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+_LARGEST = 3.4028235e38
 _STEPS = 2**30  # a step and a window are added up in 32 bits
 
 
@@ -191,6 +192,14 @@ class Problem:
         return self.constants is not None
 
 
+def _numbers(key: str, value: Any) -> Iterator[tuple[str, float]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, each in inner:
+        yield from _numbers(f"{key}.{name}" if isinstance(name, str) else key, each)
+    if isinstance(value, float):
+        yield key, value
+
+
 @dataclass(frozen=True)
 class Config:
     """An experiment: one problem, one arm per method, several seeds.
@@ -249,6 +258,10 @@ class Config:
         longest = max(map(self.steps_of, self.arms))
         if self.snapshots and max(self.snapshots) > longest:
             raise ValueError(f"snapshots = {self.snapshots}; no arm takes more than {longest} steps.")
+        if self.dtype == "float32":
+            for key, number in self._numbers():
+                if abs(number) > _LARGEST:
+                    raise ValueError(f'{key} = {number}; float32 holds up to {_LARGEST:.3g}: give dtype = "float64".')
         if self.vary is not None:
             if not any(map(self.vary.concerns, self.arms)):
                 raise ValueError(f'vary.key: given "{self.vary.key}"; arms are {", ".join(self.arms)}.')
@@ -256,6 +269,16 @@ class Config:
                 self.vary.labels(self.arms)
             except ValueError as error:
                 raise ValueError(f"vary.{error}") from error
+
+    def _numbers(self) -> Iterator[tuple[str, float]]:
+        """All numbers below a dotted key."""
+        problem = self.problem
+        calls = {"options": problem.functional, "start": problem.start, "data": problem.data}
+        tables = {f"problem.{name}": call.arguments for name, call in calls.items() if call is not None}
+        tables["problem"] = {"confinement": problem.confinement, "constants": problem.constants or {}}
+        tables |= {f"arms.{arm}": method.arguments for arm, method in self.arms.items()}
+        for key, table in tables.items():
+            yield from _numbers(key, table)
 
     def steps_of(self, arm: str) -> int:
         """How many steps an arm takes."""

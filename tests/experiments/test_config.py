@@ -53,6 +53,8 @@ def test_a_shipped_config_explains_itself(path):
         ("seed=" + 5000 * "9", "--set: given .seed=999.*; no sense in it: numbers have up to 4300 digits"),
         ("seed=" + 2000 * "[", "--set: given .seed=....*; no sense in it: .* nested up to some hundred deep"),
         ("arms.hessian.k_thres=2147483647", "arms.hessian.k_thres = 2147483647; give fewer than 1073741824 steps"),
+        ("arms.static.step_size=1e39", "arms.static.step_size = 1e.39; float32 holds up to 3.4e.38: give dtype"),
+        ("problem.start.jitter=-1e39", "problem.start.jitter = -1e.39; float32 holds"),
         ("snapshots=[0, 8]", r"snapshots = \[0, 8\]; no arm takes more than 6 steps"),
         ("problem.start.kind=[1]", r"problem.start.kind: given \[1\] .a list.; allowed: gaussian"),
         ("arms.static.flow={a=1}", "arms.static.flow: given {a = 1} .a table.; allowed: .*wgf"),
@@ -93,7 +95,7 @@ def test_a_shipped_config_explains_itself(path):
 )
 def test_what_is_wrong_with_a_config_is_said(tiny, setting, message):
     with pytest.raises(ConfigError, match=message):
-        load(tiny, [setting])
+        load(tiny, ["dtype=float32", setting])
 
 
 @pytest.mark.parametrize(
@@ -107,6 +109,9 @@ def test_what_is_wrong_with_a_config_is_said(tiny, setting, message):
         ("problem.start.scale=0", "problem.start: scale = 0.0; give a positive number"),
         ("problem.start.kind=icfl_saddle", "problem.start: .* needs problem.data.source = .sign_pairs."),
         ("arms.static.step_size=-1", "arms.static: step_size=-1.0; give a positive number"),
+        ("problem.particles=2000000000", "problem.particles: the particles of 3 seeds would take .*; give fewer"),
+        ("problem.data.inputs=2000000000", "problem.data: the data of 3 seeds would take .*; give fewer points"),
+        ("seeds=1000000000", "record_every: 5 records of 1000000000 seeds would take .*; give a larger one, or fewer"),
         ("arms.hessian.eps=-1", "arms.hessian: gradient_trigger: eps=-1.0"),
         ("arms.hessian.k_thres=0", "arms.hessian: gradient_trigger: k_thres=0"),
         ("arms.hessian.eta_p=-1", "arms.hessian: eta_p=-1"),
@@ -149,6 +154,19 @@ def test_what_is_no_toml_is_said(tiny):
     }.items():
         with pytest.raises(ConfigError, match=message):
             load(name)
+
+
+def test_a_step_that_cannot_fit_is_refused(tiny):
+    large = ["problem.particles=2000000", "problem.data.points=20000000"]
+    said = r"arms.static: a step makes float64\[20*,20*\] for every seed .3., which would take 960 TB, of"
+    with pytest.raises(ConfigError, match=said):
+        build(load(tiny, large))
+
+
+def test_entropy_needs_neighbours(tiny):
+    settings = ["problem.particles=2", 'arms.hot={flow="langevin", step_size=0.1, temperature=0.5}']
+    with pytest.raises(ConfigError, match=r"problem.particles: given 2; arms.hot has a temperature.*: give at least 4"):
+        build(load(tiny, settings))
 
 
 def test_an_unknown_key_is_answered_in_full(tiny):
