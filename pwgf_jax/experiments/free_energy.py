@@ -1,4 +1,4 @@
-r"""What mean-field Langevin descends, :math:`F(\mu)+\tau\int\rho\log\rho`: an F that confines, and the entropy of ρ."""
+r"""What mean-field Langevin descends, :math:`F(\mu)+\tau\int\rho\log\rho`: an F that confines, and −∫ρ log ρ."""
 
 from __future__ import annotations
 

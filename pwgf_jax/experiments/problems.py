@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -51,6 +52,7 @@ from pwgf_jax.solve import Record
 __all__ = ["Experiment", "build", "build_objective"]
 
 _LARGEST = 256e6  # bytes that records of particles may take
+_KNOWN = 1000  # critical points that are looked at, and up to which a run says at which it ended
 _DENSE = 256  # parameters up to which a record has the least curvature
 _RECORDED = 32  # bytes of a record at least: value, gradient norm, jump and status
 _REFUSALS = (ValueError, TypeError, ImportError, OverflowError)
@@ -221,7 +223,8 @@ def build_objective(config: Config) -> Experiment:
     whole = made if isinstance(made, Objective) else Objective(made)
     objective = whole.problem
     setting = Setting(objective, **(spec.constants or {}), later=whole.later)
-    known = [each for each in (objective.minimum, *objective.local_minima, *objective.saddles) if each is not None]
+    points = itertools.chain([objective.minimum], objective.local_minima, objective.saddles)
+    known = [each for each in itertools.islice(points, _KNOWN + 1) if each is not None]
     for each in known:
         if not math.isfinite(each.value):
             raise (root / "problem" / "options").error(
@@ -250,7 +253,9 @@ def build_objective(config: Config) -> Experiment:
             flows[arm] = descent(method.make, **terms)
             records[arm] = Record(config.record_every, stats, partial(_spent, method))
     _try(flows, problem, keys, root / "arms")
-    facts: dict[str, Any] = {"landmarks": {each.name: float(each.value) for each in known}} if known else {}
+    facts: dict[str, Any] = {}
+    if 0 < len(known) <= _KNOWN:  # of too many, none: where a run ends would be named after the wrong one
+        facts["landmarks"] = {each.name: float(each.value) for each in known}
     if dense:
         facts["second_order"] = {"eps": setting.eps, "delta": setting.delta}
     return Experiment(problem, flows, keys, records, None, None, facts)
