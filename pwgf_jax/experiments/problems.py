@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import itertools
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -406,7 +407,7 @@ def _functional(config: Config, place: Place) -> tuple[Callable[..., Any], dict[
 
 
 def _imported(reference: str, place: Place) -> Callable[..., Any]:
-    """The function ``path/to/file.py:name``; its file may import its neighbours."""
+    """The function ``path/to/file.py:name``; its file may import its neighbours, as they are now."""
     file, _, name = reference.rpartition(":")
     path = Path(file)
     if not path.is_file():
@@ -416,12 +417,18 @@ def _imported(reference: str, place: Place) -> Callable[..., Any]:
         raise place.error(f"{file}: not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent))
+    importlib.invalidate_caches()
+    before = set(sys.modules)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise place.error(f"{file} does not import: {type(error).__name__}: {error}.") from error
     finally:
         sys.path.remove(str(path.parent))
+        # Kept, a neighbour would serve the next run as it is now, or a file of another folder that imports its name.
+        for each in set(sys.modules) - before:
+            if (getattr(sys.modules[each], "__file__", None) or "").startswith(f"{path.parent}{os.sep}"):
+                del sys.modules[each]
     offered = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     if not callable(getattr(module, name, None)):
         raise place.error(f'{file} has no function "{name}"; {suggestion(name, offered)}')

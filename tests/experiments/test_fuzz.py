@@ -164,11 +164,11 @@ def test_a_thousand_mutants_are_refused_or_made_and_run(seed, tmp_path):
     pytest.importorskip("sklearn")
     rng, ends, before = random.Random(1000 + seed), Counter(), grown()
     for i in range(55):
-        documents = [shrunk(path, rng) for path in CONFIGS]
+        documents = [shrunk(path, rng, arms=1 if i % 4 else 2) for path in CONFIGS]
         document = mutated(rng.choice(documents), documents, rng)
         if rng.random() < 0.3:
             document = mutated(document, documents, rng)
-        ends[attempt(document, tmp_path / str(i) if i % 11 == 0 else None)] += 1
+        ends[attempt(document, tmp_path / str(i) if i % 14 == 0 else None)] += 1
         if i % 20 == 0:
             jax.clear_caches()
     assert ends["refused"] > 20

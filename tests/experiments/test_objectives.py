@@ -247,6 +247,47 @@ def test_what_is_wrong_is_said(change, message):
         build(parse(document() | change))
 
 
+def test_of_very_many_critical_points_none_is_named():
+    table = {"eigenvalues": [float(i) for i in range(1, 21)], "rank": 10}  # 616 666 of them
+    change = {"problem": document()["problem"] | {"objective": "symmetric_factorization", "options": table}}
+    assert "landmarks" not in build(parse(document() | change)).facts
+    near = {"problem": change["problem"] | {"start": {"at": "{3}"}}}
+    assert build(parse(document() | near)).facts == build(parse(document() | change)).facts
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "message"),
+    [
+        ("octopus", {"dimension": 5001}, "dimension = 5001; as many saddles are listed: give up to 5000"),
+        ("double_well", {"dimension": 2**31 - 1}, "dimension = 2147483647 would take .*; give less"),
+        ("phase_retrieval", {"dimension": -1}, "dimension = -1; give at least 1"),
+        ("cubic", {"eigenvalues": [1e200, -1e200]}, "the critical point .* has the value .*inf; a number is too large"),
+        ("leading_eigenvector", {"samples": 9, "eigenvalues": [1.0, -1.0]}, "those of a covariance are not negative"),
+        ("symmetric_factorization", {"eigenvalues": [], "rank": 1}, "list of eigenvalues or singular values is empty"),
+        ("deep_linear", {"singular_values": [1.0], "depth": 1001}, "depth = 1001; give up to 1000 layers"),
+        ("matrix_sensing", {"dimension": 10**5, "rank": 1, "measurements": 10**5}, "measurements = .* would take 8 PB"),
+        ("copy_average", {"teachers": 10**5, "students": 2}, "give a product up to 100000"),
+        ("spiked_attention", {"prompts": 10**6, "tokens": 10**6, "dimension": 9, "spike": 1.0}, "would take 72 TB"),
+    ],
+)
+def test_objectives_that_cannot_be_made_are_refused(objective, options, message):
+    table = {"objective": objective, "options": options, "constants": CONSTANTS}
+    with pytest.raises(ConfigError, match=f"config: problem.options: .*{message}"):
+        build(parse(document() | {"problem": table}))
+
+
+def test_what_a_method_may_know_of_an_objective_are_numbers():
+    for (name, value), message in {
+        ("eps", "small"): r"constants.eps: given \"small\"",
+        ("eps", None): "missing key problem.constants.eps",
+        ("later", 1.0): "unknown key problem.constants.later",
+        ("delta", float("inf")): "problem.constants.delta: given inf",
+    }.items():
+        table = {key: each for key, each in (CONSTANTS | {name: value}).items() if each is not None}
+        with pytest.raises(ConfigError, match=message):
+            parse(document() | {"problem": document()["problem"] | {"constants": table}})
+
+
 def test_a_transform_needs_an_objective(tiny):
     with pytest.raises(ConfigError, match=r'arms.static: transform = "pgd" is for an objective'):
         build(load(tiny, ['arms.static={transform="pgd"}']))

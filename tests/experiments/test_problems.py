@@ -166,6 +166,17 @@ def test_what_an_own_file_lacks_is_said(own, refused, tmp_path):
     assert "own.py: there is no such file" in refused("run", config)
 
 
+def test_neighbours_are_imported_as_they_are_now(own, tmp_path):
+    def value():
+        experiment = build(load(own("energy")))
+        F, mu = experiment.problem(experiment.keys[0])
+        return float(F(mu))
+
+    before = value()
+    (tmp_path / "neighbour.py").write_text("half = 0.25 + 0.75\n", encoding="utf-8")
+    assert value() == pytest.approx(2 * before)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
