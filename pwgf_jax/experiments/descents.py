@@ -290,22 +290,31 @@ def _known(setting: Setting) -> dict[str, float]:
     }
 
 
-def negative_curvature_descent(setting: Setting, *, radius: float = 1e-3, search_steps: int | None = None) -> Descent:
+def negative_curvature_descent(
+    setting: Setting, *, radius: float | None = None, failure: float = 0.01, search_steps: int | None = None
+) -> Descent:
     """Gradient steps, and Neon2 where the gradient is at most ε."""
+    search = {"radius": radius, "failure": failure, "steps": search_steps}
 
     def make(key: Array) -> optax.GradientTransformation:
-        return transforms.negative_curvature_descent(**_known(setting), radius=radius, steps=search_steps, key=key)
+        return transforms.negative_curvature_descent(**_known(setting), **search, key=key)
 
     return Descent(make, lambda steps, state: Spent(_count(state, "queries")))
 
 
 def zeroth_order_descent(
-    setting: Setting, *, mu: float | None = None, radius: float = 1e-2, search_steps: int | None = None
+    setting: Setting,
+    *,
+    mu: float | None = None,
+    radius: float | None = None,
+    failure: float = 0.01,
+    search_steps: int | None = None,
 ) -> Descent:
     """ZO-GD-NCF: the same from function values alone."""
+    search = {"radius": radius, "failure": failure, "steps": search_steps}
 
     def make(key: Array) -> optax.GradientTransformation:
-        return transforms.zeroth_order_descent(**_known(setting), mu=mu, radius=radius, steps=search_steps, key=key)
+        return transforms.zeroth_order_descent(**_known(setting), mu=mu, **search, key=key)
 
     return Descent(make, lambda steps, state: Spent(values=_count(state, "queries")))
 
@@ -315,7 +324,8 @@ def _zeroth_order(method: Any) -> Callable[..., Descent]:
         setting: Setting,
         *,
         batch: int | None = None,
-        radius: float = 1e-2,
+        radius: float | None = None,
+        failure: float = 0.01,
         search_steps: int | None = None,
     ) -> Descent:
         size = setting.size
@@ -326,8 +336,10 @@ def _zeroth_order(method: Any) -> Callable[..., Descent]:
         if method is transforms.zo_spider_ncf:
             sizes["epoch"] = root
 
+        search = {"radius": radius, "failure": failure, "steps": search_steps}
+
         def make(key: Array) -> optax.GradientTransformation:
-            return method(**_known(setting), **sizes, radius=radius, steps=search_steps, key=key)
+            return method(**_known(setting), **sizes, **search, key=key)
 
         return Descent(make, lambda steps, state: Spent(values=_count(state, "queries") / size))
 
