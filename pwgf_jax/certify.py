@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree
 from pwgf_jax import krylov
 from pwgf_jax.calculus import Functional, HessianOperator, Part, value_and_wasserstein_gradient, wasserstein_hessian
 from pwgf_jax.krylov import check_key
-from pwgf_jax.measures import Field, Particles, inner, norm, traceable
+from pwgf_jax.measures import Field, Particles, inner, norm, single, traceable
 
 __all__ = ["Certificate", "Curvature", "Sighting", "Verdict", "certify", "sight", "spectrum_bound"]
 
@@ -193,7 +193,9 @@ def _log_failure(x: Array, recurrence: krylov.Recurrence, eps: float, dimension:
     return jnp.where(below, log_failure, 0)
 
 
-def spectrum_bound(recurrence: krylov.Recurrence, eps: float, dimension: Array, failure: float) -> Float[Array, ""]:
+def spectrum_bound(
+    recurrence: krylov.Recurrence, lowest: Array, eps: float, dimension: Array, failure: float
+) -> Float[Array, ""]:
     r"""A number that λ_min is not below, with probability 1 − failure, after Lanczos from a random start.
 
     The vectors of Lanczos are :math:`q_{j+1}=\pi_j(A)q_1` with the polynomials of the recurrence,
@@ -207,6 +209,7 @@ def spectrum_bound(recurrence: krylov.Recurrence, eps: float, dimension: Array, 
 
     Args:
         recurrence: of :func:`pwgf_jax.krylov.extend`, with a key.
+        lowest: its smallest Ritz value.
         eps: relative precision of the products.
         dimension: n.
         failure: p.
@@ -220,7 +223,9 @@ def spectrum_bound(recurrence: krylov.Recurrence, eps: float, dimension: Array, 
         >>> flat = krylov.flatten(lambda v: spectrum * v, spectrum)
         >>> start_key, fresh_key = jax.random.split(jax.random.key(0))
         >>> begun = krylov.begin(krylov.random_start(start_key, flat), 30, flat.support)
-        >>> bound = spectrum_bound(krylov.extend(flat, begun, 0, 30, fresh_key), flat.eps, jnp.sum(flat.support), 1e-3)
+        >>> found = krylov.extend(flat, begun, 0, 30, fresh_key)
+        >>> lowest = krylov.ritz(krylov.finish(found))[0][0]
+        >>> bound = spectrum_bound(found, lowest, flat.eps, jnp.sum(flat.support), failure=1e-3)
         >>> bool(-1.1 < bound <= -1.0)
         True
 
@@ -229,34 +234,34 @@ def spectrum_bound(recurrence: krylov.Recurrence, eps: float, dimension: Array, 
         at x than the inverse of that sum. The random start is that of Kuczyński and Woźniakowski, SIAM J. Matrix
         Anal. Appl. 13 (1992).
     """
-    lowest = krylov.ritz(krylov.finish(recurrence))[0][0]
     dtype = lowest.dtype
+    unit = jnp.maximum(recurrence.scale, jnp.finfo(dtype).tiny)
+    grid = jnp.arange(1, 32, dtype=dtype)
+    # Below the smallest Ritz value, the probability falls with the distance: first its order of magnitude, then digits.
+    magnitudes = unit * 4.0 ** (grid - 22)
 
-    def holds(distances: Array) -> Array:
-        return _log_failure(lowest - distances, recurrence, eps, dimension) <= math.log(failure)
-
-    def narrowed(low: Array, high: Array) -> tuple[Array, Array]:
-        inner = low + (high - low) * jnp.arange(1, 32, dtype=dtype) / 32
-        first = jnp.sum(~holds(inner))  # the failure falls with the distance
-        edges = jnp.concatenate([low[None], inner, high[None]])
+    def narrowed(turn: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        distances = jnp.where(turn == 0, magnitudes, low + (high - low) * grid / 32)
+        log_failure = _log_failure(lowest - distances, recurrence, eps, dimension)
+        first = jnp.sum(log_failure > math.log(failure))
+        edges = jnp.concatenate([low[None], distances, high[None]])
         return edges[first], edges[first + 1]
 
-    unit = jnp.maximum(recurrence.scale, jnp.finfo(dtype).tiny)
-    octaves = unit * 2.0 ** jnp.arange(-40, 41).astype(dtype)
-    first = jnp.sum(~holds(octaves))
-    edges = jnp.concatenate([jnp.zeros((1,), dtype), octaves, jnp.full((1,), jnp.inf, dtype)])
-    _, distance = narrowed(*narrowed(edges[first], edges[first + 1]))
-    bound = jnp.where(jnp.isfinite(edges[first + 1]), lowest - distance, -jnp.inf)
-    return jnp.where(recurrence.room > 0, bound, lowest)  # a basis of the whole space has missed nothing
+    start = (jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype))
+    _, distance = jax.lax.fori_loop(0, 3, narrowed, start)
+    distance = jnp.where(jnp.isnan(distance), jnp.inf, distance)
+    return lowest - jnp.where(recurrence.room > 0, distance, 0)  # a basis of the whole space has missed nothing
 
 
 def _sighting(flat: krylov.FlatOperator, recurrence: krylov.Recurrence, failure: float) -> Sighting:
     """Read a recurrence from a random start."""
     found = krylov.finish(recurrence)
-    eigenvalue, vector, residual = krylov.smallest_ritz_pair(flat, found)
+    values, vectors, _ = krylov.ritz(found)
+    eigenvalue, vector, residual = krylov.rayleigh(flat, vectors[:, 0] @ found.basis)
     # The product and the recurrence would agree on the eigenvalue if it were not for rounding.
-    rounding = krylov.rounding(flat, recurrence.scale) + jnp.abs(eigenvalue - krylov.ritz(found)[0][0])
-    lower = spectrum_bound(recurrence, flat.eps, jnp.sum(flat.support), failure) - rounding
+    rounding = krylov.rounding(flat, recurrence.scale) + jnp.abs(eigenvalue - values[0])
+    lower = spectrum_bound(recurrence, values[0], flat.eps, jnp.sum(flat.support), failure) - rounding
     return Sighting(eigenvalue, residual + rounding, lower, rounding, flat.to_field(vector))
 
 
@@ -416,11 +421,11 @@ _BASIS = 2**30  # bytes of a Krylov basis, where nothing else is said
 def _single(tree: PyTree) -> PyTree:
     """Half-precision numbers in float32."""
 
-    def single(leaf: Any) -> Any:
-        half = jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
-        return leaf.astype(jnp.float32) if half else leaf
+    def widened(leaf: Any) -> Any:
+        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        return jnp.asarray(leaf).astype(single(jnp.result_type(leaf))) if floating else leaf
 
-    return jax.tree.map(single, tree)
+    return jax.tree.map(widened, tree)
 
 
 def certify(
@@ -503,7 +508,7 @@ def certify(
         curvatures[part], verdicts[part] = _search(functional, mu, part, delta, keys[part], budget)
     for part, other in (("integral", "full"), ("full", "integral")):
         found = curvatures[part]
-        if curvatures[other].eigenvalue < found.eigenvalue and found.products < max_products:
+        if curvatures[other].eigenvalue < found.eigenvalue and found.products < budget.products:
             seen, residual = _along(functional, mu, part, curvatures[other].direction)
             found = found._replace(products=found.products + 1)
             if seen < found.eigenvalue:

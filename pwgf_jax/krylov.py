@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax.calculus import HessianOperator
-from pwgf_jax.measures import per_particle
+from pwgf_jax.measures import per_particle, single
 
 __all__ = ["Eigenpair", "Lanczos", "dense_function", "lanczos", "matrix_function", "smallest_eigenpair"]
 
@@ -96,7 +96,7 @@ def flatten(operator: Callable[[PyTree], PyTree], like: PyTree) -> FlatOperator:
     plain, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like))
     if not jnp.issubdtype(plain.dtype, jnp.floating):
         raise TypeError(f"krylov: fields are {plain.dtype}; give floating arrays.")
-    dtype = jnp.promote_types(plain.dtype, jnp.float32)
+    dtype = single(plain.dtype)
     eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(like))
 
     def to_flat(u: PyTree) -> Array:
@@ -192,9 +192,7 @@ def extend(
     support = operator.support
 
     def orthogonalise(vector: Array, basis: Array) -> Array:
-        for _ in range(2):  # once loses half the digits when the vector is nearly in the span; twice is enough
-            vector = vector - _dot(_dot(basis, vector), basis)
-        return vector
+        return vector - _dot(_dot(basis, vector), basis)
 
     def step(i: Int[Array, ""], now: Recurrence) -> Recurrence:
         q = now.vector
@@ -202,11 +200,18 @@ def extend(
         basis = flat.reshape(-1, q.size)
         image = jnp.where(now.alive, operator.matvec(q), 0)
         scale = jnp.maximum(now.scale, length(image))
-        residual = orthogonalise(image, basis)
+        alpha = product(q, image)
+        before = jax.lax.dynamic_slice(now.basis, (jnp.maximum(i - 1, 0) * q.size,), (q.size,))
+        three_term = image - alpha * q - jnp.where(i > 0, now.off_diagonal[i - 1], 0) * before
+        # Once loses half the digits when the vector is nearly in the span; twice is enough, unless nothing but rounding
+        # is outside the span: then the second time takes most of what the first has left.
+        once = orthogonalise(three_term, basis)
+        residual = orthogonalise(once, basis)
         beta = length(residual)
         room = now.room - now.alive.astype(jnp.int32)
         alive = now.alive & (room > 0)
-        closes = beta <= (operator.eps if key is not None else CLOSING * operator.eps) * scale
+        level = (operator.eps if key is not None else CLOSING * operator.eps) * scale
+        closes = (beta <= level) | (beta < length(once) / 2)
         if key is None:
             alive = alive & ~closes
         beta = jnp.where(alive & ~closes, beta, 0)
@@ -217,13 +222,14 @@ def extend(
 
             def fresh(_: Array) -> Array:
                 drawn = support * jax.random.normal(step_key, q.shape, q.dtype)
-                drawn = orthogonalise(drawn / length(drawn), basis)
+                for _ in range(2):
+                    drawn = orthogonalise(drawn / length(drawn), basis)
                 return drawn / length(drawn)
 
             after = jax.lax.cond(alive & closes, fresh, lambda vector: vector, after)
         return Recurrence(
             flat,
-            now.diagonal.at[i].set(product(q, image)),
+            now.diagonal.at[i].set(alpha),
             now.off_diagonal.at[i].set(beta),
             after,
             residual,

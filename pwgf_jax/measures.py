@@ -135,6 +135,11 @@ def traceable(function: Callable) -> Callable:
     return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
 
 
+def single(dtype: Any) -> Any:
+    """The dtype to sum and to compare in: the one given, float32 in the place of half precision."""
+    return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
 def per_particle(values: Shaped[Array, " n"], leaf: Shaped[Array, "n ..."]) -> Shaped[Array, "n ..."]:
     """One value per particle, shaped to meet a leaf of the points."""
     return values.reshape(values.shape + (1,) * (leaf.ndim - 1))

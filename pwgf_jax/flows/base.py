@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -14,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax.calculus import Functional, value_and_wasserstein_gradient
 from pwgf_jax.krylov import check_key
-from pwgf_jax.measures import Field, Particles, norm, per_particle
-from pwgf_jax.transforms import Trigger
+from pwgf_jax.measures import Field, Particles, inner, norm, per_particle
+from pwgf_jax.transforms.trigger import Trigger, reached
 
 __all__ = ["Evaluation", "Flow", "FlowState", "Scheduled", "Status", "StepInfo", "StepSize", "flow", "gradient"]
 
@@ -32,21 +33,24 @@ class Status(enum.IntEnum):
     """
 
     running = 0
-    second_order_stationary = 1
+    no_decrease = 1
     budget_spent = 2
     not_finite = 3
+    certified = 4
 
     @property
     def sentence(self) -> str:
         """What happened, and what to do about it."""
         return {
             Status.running: "The run is under way.",
-            Status.second_order_stationary: "Second-order stationary: a perturbation bought no decrease within its "
-            "window (the measure before it is returned), or a certificate says so.",
+            Status.no_decrease: "A perturbation bought no decrease within its window, or a search found no negative "
+            "curvature: what was current before it is returned. That suggests a second-order stationary point and "
+            "proves none; certify says what is known.",
             Status.budget_spent: "All steps were taken before the method stopped by itself; "
             "the last measure is returned.",
             Status.not_finite: "The value or the gradient stopped being finite; the last finite measure is kept. "
             "Try a smaller step size.",
+            Status.certified: "A certificate says that the measure returned is second-order stationary.",
         }[self]
 
 
@@ -218,7 +222,7 @@ def _optimizer(step_size: StepSize) -> optax.GradientTransformationExtraArgs:
     if isinstance(step_size, optax.GradientTransformation):
         return optax.with_extra_args_support(step_size)
     if callable(step_size):
-        return optax.with_extra_args_support(optax.sgd(step_size))
+        return optax.with_extra_args_support(optax.sgd(_checked_schedule(step_size)))
     if not isinstance(step_size, int | float) or isinstance(step_size, bool):
         raise TypeError(
             f"step_size is a {type(step_size).__name__}; give a float, an optax schedule or an optax transformation."
@@ -226,6 +230,22 @@ def _optimizer(step_size: StepSize) -> optax.GradientTransformationExtraArgs:
     if not 0 < step_size < float("inf"):
         raise ValueError(f"step_size={step_size}; give a positive number.")
     return optax.with_extra_args_support(optax.sgd(step_size))
+
+
+def _checked_schedule(step_size: Any) -> optax.Schedule:
+    """Refuse a function of something else than the step, such as an optax optimizer that nobody has called."""
+    name = getattr(step_size, "__name__", type(step_size).__name__)
+    try:
+        with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix dtypes
+            out: Any = jax.eval_shape(step_size, jax.ShapeDtypeStruct((), jnp.int32))
+    except TypeError:
+        out = None
+    if getattr(out, "shape", None) != ():
+        raise TypeError(
+            f"step_size is {name}, and {name}(step) is no number; give a float, a schedule (step -> number) or an "
+            "optax transformation, such as optax.adam(0.1) for optax.adam."
+        )
+    return step_size
 
 
 def schedule(name: str, value: float | optax.Schedule) -> Callable[[Any], Array]:
@@ -256,9 +276,9 @@ def flow(
     r"""Compose a method: :math:`\mu_{k+1}=(\mathrm{Id}+u_k)_\sharp\mu_k`, u_k the optimizer's update for the direction.
 
     With a trigger, a step at which it fires first moves the measure by the perturbation and takes the gradient step
-    from there; a window that ends without enough decrease ends the run and returns the measure from before
-    its jump. The objective and the direction are evaluated once per step, and once more in a step that jumps.
-    The direction, the perturbation and the noise may each be :class:`Scheduled`.
+    from there; a window that ends without enough decrease, k_thres + 1 gradient steps after its jump, ends the run and
+    returns the measure from before. The objective and the direction are evaluated once per step, and once more in a
+    step that jumps. The direction, the perturbation and the noise may each be :class:`Scheduled`.
 
     Args:
         direction: (key, F, mu) -> :class:`Evaluation`; :func:`gradient` for a Wasserstein gradient flow.
@@ -266,14 +286,15 @@ def flow(
             (N·∂F), and as extra arguments ``value``, ``grad`` (the Euclidean gradient) and ``value_fn``.
         perturbation: (key, F, mu) -> displacement field. None with a trigger that examines takes the escape
             direction that it finds.
-        trigger: when to jump, see :func:`pwgf_jax.transforms.gradient_trigger` and ``certificate_trigger``.
+        trigger: when to jump, see :func:`pwgf_jax.transforms.gradient_trigger` and ``certificate_trigger``. Where an
+            examination is certain of a saddle, a perturbation that has nothing along the direction found gets it added.
         noise: (key, F, mu) -> displacement field, drawn afresh in every step at the measure that the update leaves from
             and added to the update, so that the optimizer neither sees nor scales it; see
             :func:`pwgf_jax.flows.gaussian_noise`.
         batch_size: evaluate on a fresh ``F.batch(key, batch_size)`` each time, so that one batch serves a gradient and
             the Hessian products that go with it: those of φ(H)∇F, and of the noise of a jump with the gradient after
-            it. Values and gradient norms are then the batch's, and so are the trigger and the stop test, which
-            compares two batches: keep f_thres above their noise, or k_thres above the number of steps.
+            it. Values and gradient norms are then the batch's; give the trigger a ``decay``, so that it compares
+            averages of them and not two single batches.
 
     Returns:
         A :class:`Flow`.
@@ -315,11 +336,12 @@ def flow(
     def init(key: Array, F: Functional, mu: Particles) -> FlowState:
         check_key(key, "Flow.init")
         evaluation = _at(direction, jnp.zeros((), jnp.int32))(*sampled(key, F), mu)
+        window = None if trigger is None else trigger.init((mu, evaluation), evaluation.value)
         return FlowState(
             mu,
             evaluation,
             transform.init(mu.points),
-            None if trigger is None else trigger.init((mu, evaluation), evaluation.value),
+            None if trigger is None else _observed(trigger, window, evaluation),
             jnp.zeros((), jnp.int32),
             _finite_status(evaluation, jnp.asarray(Status.running, jnp.int32)),
         )
@@ -329,7 +351,7 @@ def flow(
         jump_key, next_key = jax.random.split(key)
         active, jumps, moved = state.status == Status.running, jnp.zeros((), bool), state
         if trigger is not None:
-            fires = active & trigger.should_perturb(state.window, state.step, state.evaluation.gradient_norm)
+            fires = active & trigger.should_perturb(state.window, state.step, state.window.gradient_norm)
             at_jump = _at(direction, state.step), _at(perturbation, state.step)
             moved, jumps = _jump(fires, *sampled(jump_key, F), state, *at_jump, trigger)
         after = _descend(
@@ -358,16 +380,16 @@ def _jump(
 
     def look(before: FlowState) -> tuple[FlowState, Array]:
         examine_key, noise_key, direction_key = jax.random.split(key, 3)
-        jumps, held, displacement = fires, before.evaluation.value, None
+        jumps, held = fires, before.window.value
+        displacement = None if perturbation is None else perturbation(noise_key, F, before.mu)
         if trigger.examine is not None:
             seen = trigger.examine(examine_key, F, before.mu)
             jumps = fires & ~seen.optimal
             held = jnp.where(seen.saddle, jnp.inf, held)  # a jump from a certain saddle is never held against the run
-            displacement = seen.escape
-            certified = jnp.asarray(Status.second_order_stationary, jnp.int32)
+            along = partial(inner, before.mu)
+            displacement = seen.escape if displacement is None else reached(displacement, seen, along)
+            certified = jnp.asarray(Status.certified, jnp.int32)
             before = before._replace(status=jnp.where(fires & seen.optimal, certified, before.status))
-        if perturbation is not None:
-            displacement = perturbation(noise_key, F, before.mu)
         mu = before.mu.push_forward(displacement)
         window = trigger.jump(before.window, before.step, (before.mu, before.evaluation), held)
         after = before._replace(mu=mu, evaluation=direction(direction_key, F, mu), window=window)
@@ -409,11 +431,16 @@ def _descend(
 
 def _judge(step: Array, state: FlowState, trigger: Trigger) -> FlowState:
     """Return to the measure saved before the jump where the window that ends here bought too little."""
-    window: Any = state.window
-    stops = (state.status == Status.running) & trigger.should_stop(window, step, state.evaluation.value)
+    window = _observed(trigger, state.window, state.evaluation)
+    state = state._replace(window=window)
+    stops = (state.status == Status.running) & trigger.should_stop(window, step, window.value)
     mu, evaluation = window.saved
-    status = jnp.asarray(Status.second_order_stationary, jnp.int32)
+    status = jnp.asarray(Status.no_decrease, jnp.int32)
     return _choose(stops, state._replace(mu=mu, evaluation=evaluation, status=status), state)
+
+
+def _observed(trigger: Trigger, window: Any, evaluation: Evaluation) -> Any:
+    return trigger.observe(window, evaluation.value, evaluation.gradient_norm)
 
 
 def _finite_status(evaluation: Evaluation, otherwise: Array) -> Array:

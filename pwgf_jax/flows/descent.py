@@ -47,10 +47,11 @@ def descent(make: Callable[[Array], optax.GradientTransformation], **extra_args:
     r"""An optax method on a function f of finitely many parameters: the flow of a Dirac under :math:`\int f\,d\mu`.
 
     The measure has one particle, the parameters; the functional is ``functionals.potential(f)``. Each run makes its
-    optimizer with a key of its own, so that the seeds of a sweep draw independent noise. A run ends as second-order
-    stationary when its optimizer says ``stopped``, as those of :mod:`pwgf_jax.transforms` that look for saddles do, and
-    ``perturbed`` is what the optimizer calls so. The integral Hessian of a Dirac's potential energy is zero and the
-    full one is ∇²f, which is what certificates then speak of.
+    optimizer with a key of its own, so that the seeds of a sweep draw independent noise. A run ends when its optimizer
+    says ``stopped``, as those of :mod:`pwgf_jax.transforms` that look for saddles do: with ``Status.certified`` if it
+    says ``certified`` too, else with ``no_decrease``. ``perturbed`` is what the optimizer calls so.
+    The integral Hessian of a Dirac's potential energy is zero and the full one is ∇²f, which is what certificates then
+    speak of.
 
     Args:
         make: key -> optax transformation. It is given ``value``, ``grad`` and ``value_fn`` of f itself.
@@ -60,6 +61,7 @@ def descent(make: Callable[[Array], optax.GradientTransformation], **extra_args:
         A :class:`pwgf_jax.Flow`.
 
     Raises:
+        TypeError: if ``make`` is no function of a key that returns an optax transformation.
         ValueError: where it starts, if the measure has more than one particle.
 
     Example:
@@ -74,9 +76,16 @@ def descent(make: Callable[[Array], optax.GradientTransformation], **extra_args:
         >>> [round(float(value), 3) for value in solution.value]
         [-0.25, -0.25, -0.25, -0.25]
     """
+    if not callable(make):
+        raise TypeError(
+            f"descent: make is a {type(make).__name__}; give a function of a key, such as lambda key: optax.sgd(0.1)."
+        )
 
     def optimizer(key: Array) -> optax.GradientTransformationExtraArgs:
-        inner = optax.with_extra_args_support(make(key))
+        made = make(key)
+        if not isinstance(made, optax.GradientTransformation):
+            raise TypeError(f"descent: make(key) returns a {type(made).__name__}; return an optax transformation.")
+        inner = optax.with_extra_args_support(made)
 
         def update(
             updates: PyTree,
@@ -105,8 +114,8 @@ def descent(make: Callable[[Array], optax.GradientTransformation], **extra_args:
         before = state._replace(optimizer=inner)
         after, info = flow(gradient, optimizer(seed)).step(key, F, before)
         running = (state.status == Status.running) & (after.status == Status.running)
-        stationary = jnp.asarray(Status.second_order_stationary, jnp.int32)
-        status = jnp.where(running & _any(after.optimizer, "stopped"), stationary, after.status)
+        ended = jnp.where(_any(after.optimizer, "certified"), Status.certified, Status.no_decrease).astype(jnp.int32)
+        status = jnp.where(running & _any(after.optimizer, "stopped"), ended, after.status)
         perturbed = running & _any(after.optimizer, "perturbed")
         after = after._replace(status=status, optimizer=Seeded(seed, after.optimizer))
         return after, info._replace(perturbed=perturbed, status=status)

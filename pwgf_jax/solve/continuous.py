@@ -375,5 +375,5 @@ def continuous_pwgf(
         here, status = path.follow(jumped, saved.time + t_thres)
         events.append((here, False))
         if here.time >= saved.time + t_thres and saved.value - here.value <= f_thres:
-            return _solution(events, saved, Status.second_order_stationary)
+            return _solution(events, saved, Status.no_decrease)
     return _solution(events, here, status)

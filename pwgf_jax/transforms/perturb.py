@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax.krylov import check_key
-from pwgf_jax.transforms.trigger import Trigger, Window, gradient_trigger
+from pwgf_jax.measures import Particles
+from pwgf_jax.transforms import trees
+from pwgf_jax.transforms.trigger import Examination, Trigger, Window, gradient_trigger, reached
 
 __all__ = [
     "PGDConstants",
@@ -34,34 +34,6 @@ __all__ = [
 
 Noise: TypeAlias = Callable[[Array, PyTree, Any], PyTree]
 """(key, params, value_fn) -> displacement of the parameters."""
-
-
-def _norm(tree: PyTree) -> Array:
-    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
-        return optax.tree.norm(tree)
-
-
-def _dtype(tree: PyTree) -> Any:
-    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
-        return jnp.result_type(*jax.tree.leaves(tree))
-
-
-def _ravel(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
-    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
-        return ravel_pytree(tree)
-
-
-def _white(key: Array, like: PyTree) -> PyTree:
-    leaves, structure = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    drawn = [jax.random.normal(k, jnp.shape(x), jnp.result_type(x)) for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, drawn)
-
-
-def _positive(name: str, number: float | Array) -> None:
-    # What is traced, as under optax.inject_hyperparams, cannot be looked at.
-    if not isinstance(number, Tracer) and not 0 < number < math.inf:
-        raise ValueError(f"{name}={number}; give a positive number.")
 
 
 def ball_noise(radius: float | Array) -> Noise:
@@ -82,15 +54,14 @@ def ball_noise(radius: float | Array) -> Noise:
         >>> bool(optax.tree.norm(noise) <= 0.5)
         True
     """
-    _positive("ball_noise: radius", radius)
+    trees.positive("ball_noise: radius", radius)
 
     def noise(key: Array, params: PyTree, value_fn: Any) -> PyTree:
         del value_fn
         direction_key, length_key = jax.random.split(key)
-        z = _white(direction_key, params)
-        size = sum(leaf.size for leaf in jax.tree.leaves(z))
-        length = _norm(z)
-        factor = radius * jax.random.uniform(length_key, dtype=length.dtype) ** (1 / size) / length
+        z = trees.white(direction_key, params)
+        length = trees.norm(z)
+        factor = radius * jax.random.uniform(length_key, dtype=length.dtype) ** (1 / trees.size(z)) / length
         return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, z)
 
     return noise
@@ -113,8 +84,8 @@ def gaussian_noise(scale: float | Array) -> Noise:
         >>> gaussian_noise(1.0)(jax.random.key(0), jnp.zeros(3), None).shape
         (3,)
     """
-    _positive("gaussian_noise: scale", scale)
-    return lambda key, params, value_fn: jax.tree.map(lambda leaf: scale * leaf, _white(key, params))
+    trees.positive("gaussian_noise: scale", scale)
+    return lambda key, params, value_fn: jax.tree.map(lambda leaf: scale * leaf, trees.white(key, params))
 
 
 def hessian_product_noise(eta_p: float | Array) -> Noise:
@@ -142,13 +113,12 @@ def hessian_product_noise(eta_p: float | Array) -> Noise:
     References:
         The finite-dimensional counterpart of the noise of Yamamoto, Kim, Suzuki, arXiv:2509.16974.
     """
-    _positive("hessian_product_noise: eta_p", eta_p)
+    trees.positive("hessian_product_noise: eta_p", eta_p)
 
     def noise(key: Array, params: PyTree, value_fn: Any) -> PyTree:
-        if value_fn is None:
-            raise TypeError("hessian_product_noise: value_fn is missing; pass value_fn=loss to update.")
+        trees.needed("hessian_product_noise", params=params, value_fn=value_fn)
         with jax.default_matmul_precision("highest"):
-            product = jax.jvp(jax.grad(value_fn), (params,), (_white(key, params),))[1]
+            product = jax.jvp(jax.grad(value_fn), (params,), (trees.white(key, params),))[1]
         return jax.tree.map(lambda leaf: eta_p * leaf, product)
 
     return noise
@@ -163,7 +133,9 @@ class PerturbState(NamedTuple):
         window: the trigger's :class:`pwgf_jax.transforms.Window`; ``saved`` are the parameters before the last jump.
         perturbed: whether the last update was a jump.
         jumps: how many there have been, int32.
-        stopped: whether a window ended without decrease; the parameters are then back at ``window.saved`` for good.
+        failures: how many windows have ended without decrease, int32.
+        stopped: whether the run has ended; the parameters are then back at ``window.saved`` for good.
+        certified: whether the trigger's last examination has certified a second-order point.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -177,33 +149,60 @@ class PerturbState(NamedTuple):
     window: Window
     perturbed: Bool[Array, ""]
     jumps: Int[Array, ""]
+    failures: Int[Array, ""]
     stopped: Bool[Array, ""]
+    certified: Bool[Array, ""]
 
 
-def needed(caller: str, **arguments: Any) -> None:
-    """Name the extra arguments that are missing."""
-    missing = [name for name, given in arguments.items() if given is None]
-    if missing:
-        passed = ", ".join(f"{name}=..." for name in missing)
-        raise TypeError(f"{caller}: {' and '.join(missing)} missing; call update(updates, state, params, {passed}).")
+def _examine(trigger: Trigger, key: Array, params: PyTree, value_fn: Any) -> Examination:
+    """The trigger's second look, at the Dirac of the parameters: its full Hessian is that of the objective."""
+    trees.needed("perturb_at_saddle: the trigger's examination", params=params, value_fn=value_fn)
+    points = jax.tree.map(lambda x: jnp.asarray(x)[None], params)
+    dirac = Particles(points, jnp.ones((1,), trees.dtype(params)))
+
+    def F(mu: Particles) -> Array:
+        values = jax.vmap(value_fn)(mu.points)
+        return jnp.sum(mu.weights.astype(values.dtype) * values)
+
+    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
+        seen = trigger.examine(key, F, dirac)  # pyright: ignore[reportOptionalCall]
+    return seen._replace(escape=jax.tree.map(lambda leaf: leaf[0], seen.escape))
 
 
-def perturb_at_saddle(noise: Noise, trigger: Trigger, key: Array) -> optax.GradientTransformationExtraArgs:
+def _inner(u: PyTree, v: PyTree) -> Array:
+    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
+        return jnp.vdot(trees.ravel(u)[0], trees.ravel(v)[0])
+
+
+def perturb_at_saddle(
+    noise: Noise | None, trigger: Trigger, key: Array, *, stop: bool = True
+) -> optax.GradientTransformationExtraArgs:
     r"""Replace an update by a jump where a trigger fires; put it last in a chain.
 
     A jump takes an update of its own, so that the next gradient is that of the perturbed point, as in the papers'
-    algorithms. Where the window after a jump ends without the decrease that the trigger asks for, the parameters
-    return to those before the jump, and stay: ``state.stopped``.
+    algorithms; the k_thres + 1 updates after it are the trigger's window. Where that ends without the decrease that
+    the trigger asks for, the parameters return to those before the jump and stay: ``state.stopped``. That is an
+    algorithm's end. In a training loop, where a window may fail because a batch was unlucky or a learning rate small,
+    ``stop=False`` goes on from where it is, and counts: ``state.failures``.
+
+    A trigger that examines (:func:`pwgf_jax.transforms.certificate_trigger`) looks before each jump: at a certified
+    second-order point it does not jump, and stops if it may; from a certain saddle it leaves along the direction found
+    if the noise does not.
 
     Args:
-        noise: (key, params, value_fn) -> displacement, such as :func:`ball_noise` or :func:`hessian_product_noise`.
-        trigger: a :func:`pwgf_jax.transforms.gradient_trigger`, the piece that the flows use.
+        noise: (key, params, value_fn) -> displacement, such as :func:`ball_noise` or :func:`hessian_product_noise`;
+            None takes the escape direction of a trigger that examines.
+        trigger: a :func:`pwgf_jax.transforms.gradient_trigger` or ``certificate_trigger``, the pieces that the flows
+            use. On minibatches give it a ``decay``, so that averages are compared.
         key: typed random key; the transform keeps it in its state.
+        stop: whether a failed window, or a certificate, ends the run.
 
     Returns:
-        A transformation whose ``update`` needs ``params``, ``value`` and ``grad`` (and ``value_fn`` if the noise does).
+        A transformation whose ``update`` needs ``params``, ``value`` and ``grad`` (and ``value_fn`` if the noise or the
+        trigger's examination does).
 
     Raises:
+        ValueError: if there is neither noise nor an examination.
         TypeError: if the key is no typed key, or an extra argument is missing.
 
     Example:
@@ -223,14 +222,18 @@ def perturb_at_saddle(noise: Noise, trigger: Trigger, key: Array) -> optax.Gradi
         -0.25
 
     References:
-        Jin et al., arXiv:1703.00887, Alg. 4; the same trigger drives :func:`pwgf_jax.pwgf`.
+        Jin et al., arXiv:1703.00887, Alg. 4, with the window of Yamamoto, Kim, Suzuki, arXiv:2509.16974, Alg. 2, a step
+        longer, for the same trigger drives :func:`pwgf_jax.pwgf`. Alg. 4 of arXiv:1902.04811 has no stopping test:
+        ``stop=False``.
     """
     check_key(key, "perturb_at_saddle")
+    if noise is None and trigger.examine is None:
+        raise ValueError("perturb_at_saddle: this trigger finds no direction to jump along; give a noise as well.")
 
     def init(params: PyTree) -> PerturbState:
-        window = trigger.init(params, jnp.full((), jnp.inf, _dtype(params)))
+        window = trigger.init(params, jnp.full((), jnp.inf, trees.dtype(params)))
         zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-        return PerturbState(key, zero, window, no, zero, no)
+        return trees.copied(PerturbState(key, zero, window, no, zero, zero, no, no))
 
     def update(
         updates: PyTree,
@@ -243,29 +246,50 @@ def perturb_at_saddle(noise: Noise, trigger: Trigger, key: Array) -> optax.Gradi
         **extra_args: Any,
     ) -> tuple[PyTree, PerturbState]:
         del extra_args
-        needed("perturb_at_saddle", params=params, value=value, grad=grad)
-        window, count = state.window, state.count
-        held = jnp.asarray(window.saved_value)
-        value = jnp.asarray(value, held.dtype)
+        trees.needed("perturb_at_saddle", params=params, value=value, grad=grad)
         # ``value`` is that of the parameters before this update: the step before has ended with it.
-        ends = ~state.stopped & trigger.should_stop(window, count - 1, value)
-        length = _norm(grad).astype(held.dtype)
-        fires = ~state.stopped & ~ends & trigger.should_perturb(window, count, length)
-        next_key, noise_key = jax.random.split(state.key)
+        window = trigger.observe(state.window, value, trees.norm(trees.restrict(grad, params)))
+        count, stopped = state.count, state.stopped
+        fails = ~stopped & trigger.should_stop(window, count - 1, window.value)
+        stopped = stopped | (fails & stop)
+        fires = ~stopped & trigger.should_perturb(window, count, window.gradient_norm)
+        next_key, noise_key, examine_key = jax.random.split(state.key, 3)
+        fixed = jax.tree.map(lambda u: jnp.result_type(u), updates)
 
-        def jump(current: PyTree) -> PyTree:
-            drawn = noise(noise_key, params, value_fn)
-            return jax.tree.map(lambda u, xi: xi.astype(jnp.result_type(u)), current, drawn)
+        def look(current: PyTree) -> tuple[PyTree, Array, Array, Array]:
+            found = None if trigger.examine is None else _examine(trigger, examine_key, params, value_fn)
+            drawn = None if noise is None else noise(noise_key, params, value_fn)
+            no = jnp.zeros((), bool)
+            if found is None:
+                return _cast(drawn, fixed), ~no, no, window.value
+            moved = found.escape if drawn is None else reached(drawn, found, _inner)
+            held = jnp.where(
+                found.saddle, jnp.inf, window.value
+            )  # from a certain saddle a jump is never held against it
+            jumped = jax.tree.map(lambda u, xi: jnp.where(found.optimal, u, xi), current, _cast(moved, fixed))
+            return jumped, ~found.optimal, found.optimal, held
 
-        updates = jax.lax.cond(fires, jump, lambda current: current, updates)
-        back = jax.tree.map(lambda u, x, saved: (saved - x).astype(jnp.result_type(u)), updates, params, window.saved)
-        stopped = state.stopped | ends
-        updates = jax.tree.map(lambda u, b: jnp.where(stopped, b, u), updates, back)
-        opened = trigger.jump(window, count, params, value)
+        def wait(current: PyTree) -> tuple[PyTree, Array, Array, Array]:
+            return current, jnp.zeros((), bool), jnp.zeros((), bool), window.value
+
+        updates, jumps, certified, held = jax.lax.cond(fires, look, wait, updates)
+        # The window opens with the next update, the first gradient step from the perturbed parameters.
+        opened = trigger.jump(window, count + jumps.astype(jnp.int32), params, held)
         window = jax.tree.map(lambda new, old: jnp.where(fires, new, old), opened, window)
-        return updates, PerturbState(next_key, count + 1, window, fires, state.jumps + fires.astype(jnp.int32), stopped)
+        stopped = stopped | (certified & stop)
+        back = _cast(jax.tree.map(jnp.subtract, window.saved, params), fixed)
+        updates = jax.tree.map(lambda u, b: jnp.where(stopped, b, u), updates, back)
+        more = (jumps.astype(jnp.int32), fails.astype(jnp.int32))
+        certified = jnp.where(fires, certified, state.certified)
+        return updates, PerturbState(
+            next_key, count + 1, window, jumps, state.jumps + more[0], state.failures + more[1], stopped, certified
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _cast(tree: PyTree, dtypes: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), tree, dtypes)
 
 
 class PGDConstants(NamedTuple):
@@ -338,7 +362,7 @@ def pgd_constants(
     """
     given = {"smoothness": smoothness, "hessian_lipschitz": hessian_lipschitz, "eps": eps, "gap": gap, "c": c}
     for name, number in given.items():
-        _positive(f"pgd_constants: {name}", number)
+        trees.positive(f"pgd_constants: {name}", number)
     if dimension < 1 or not 0 < failure < 1 or c > 1:
         raise ValueError(
             f"pgd_constants: dimension={dimension}, failure={failure}, c={c}; "
@@ -361,7 +385,14 @@ def pgd_constants(
 
 
 def pgd(
-    learning_rate: Any, *, radius: float | Array, eps: float | Array, k_thres: int, f_thres: float | Array, key: Array
+    learning_rate: Any,
+    *,
+    radius: float | Array,
+    eps: float | Array,
+    k_thres: int,
+    f_thres: float | Array,
+    key: Array,
+    stop: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Perturbed gradient descent (PGD): steps −η∇f, and a jump uniform in a ball where :math:`|\nabla f|\le\epsilon`.
 
@@ -375,6 +406,7 @@ def pgd(
         k_thres: steps without another jump.
         f_thres: decrease that they have to bring, or the run stops where it jumped.
         key: typed random key.
+        stop: whether it stops at all, as in :func:`perturb_at_saddle`: the second paper's algorithm does not.
 
     Returns:
         A transformation whose ``update`` needs ``params``, ``value`` and ``grad``.
@@ -398,15 +430,15 @@ def pgd(
         -0.25
 
     References:
-        Jin et al., arXiv:1703.00887, Alg. 4; arXiv:1902.04811, Alg. 4.
+        Jin et al., arXiv:1703.00887, Alg. 4; arXiv:1902.04811, Alg. 4 (with ``stop=False``).
     """
     trigger = gradient_trigger(eps=eps, k_thres=k_thres, f_thres=f_thres)
     return optax.with_extra_args_support(
-        optax.chain(optax.sgd(learning_rate), perturb_at_saddle(ball_noise(radius), trigger, key))
+        optax.chain(optax.sgd(learning_rate), perturb_at_saddle(ball_noise(radius), trigger, key, stop=stop))
     )
 
 
-def scale_by_measure(weights: Float[Array, " n"] | None = None) -> optax.GradientTransformation:
+def scale_by_measure(weights: Float[Array, " n"] | None = None) -> optax.GradientTransformationExtraArgs:
     r"""Turn Euclidean gradients of particles into Wasserstein ones, :math:`w_i^{-1}\partial_{x_i}F`, or N·∂F.
 
     Step sizes then mean the same for every number of particles. Particles are on the first axis of every leaf.
@@ -430,4 +462,4 @@ def scale_by_measure(weights: Float[Array, " n"] | None = None) -> optax.Gradien
         factor = jnp.where(weights > 0, 1 / jnp.where(weights > 0, weights, 1), 0).astype(leaf.dtype)
         return factor.reshape(factor.shape + (1,) * (leaf.ndim - 1)) * leaf
 
-    return optax.stateless(lambda updates, params: jax.tree.map(scaled, updates))
+    return optax.with_extra_args_support(optax.stateless(lambda updates, params: jax.tree.map(scaled, updates)))

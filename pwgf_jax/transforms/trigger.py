@@ -12,9 +12,29 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax.calculus import Functional
 from pwgf_jax.certify import sight
-from pwgf_jax.measures import Field, Particles
+from pwgf_jax.measures import Field, Particles, single
 
-__all__ = ["Examination", "Trigger", "Window", "certificate_trigger", "gradient_trigger"]
+__all__ = ["Averages", "Examination", "Trigger", "Window", "certificate_trigger", "gradient_trigger", "reached"]
+
+
+class Averages(NamedTuple):
+    """What a trigger has seen of the objective: sums with weights that fade, so that a batch's noise averages out.
+
+    Args:
+        value: weighted sum of values, float32 at least.
+        gradient_norm: of gradient norms.
+        weight: sum of the weights.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> seen = gradient_trigger(eps=0.1, k_thres=5, f_thres=0.0, decay=0.5).init(jnp.ones(2), jnp.ones(())).seen
+        >>> float(seen.weight)
+        0.0
+    """
+
+    value: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    weight: Float[Array, ""]
 
 
 class Window(NamedTuple):
@@ -23,7 +43,8 @@ class Window(NamedTuple):
     Args:
         jumped_at: step of the last jump, int32; before any jump, one that lies a whole window in the past.
         saved: what was current just before it (any pytree), which a failed test returns.
-        saved_value: the objective there.
+        saved_value: the objective there, float32 at least.
+        seen: :class:`Averages` of what was observed.
 
     Example:
         >>> import jax.numpy as jnp
@@ -35,6 +56,17 @@ class Window(NamedTuple):
     jumped_at: Int[Array, ""]
     saved: PyTree
     saved_value: Float[Array, ""]
+    seen: Averages
+
+    @property
+    def value(self) -> Array:
+        """The average value observed."""
+        return self.seen.value / jnp.where(self.seen.weight > 0, self.seen.weight, 1)
+
+    @property
+    def gradient_norm(self) -> Array:
+        """The average gradient norm observed."""
+        return self.seen.gradient_norm / jnp.where(self.seen.weight > 0, self.seen.weight, 1)
 
 
 class Examination(NamedTuple):
@@ -58,11 +90,36 @@ class Examination(NamedTuple):
     escape: Field
 
 
+def reached(drawn: PyTree, found: Examination, inner: Callable[[PyTree, PyTree], Array]) -> PyTree:
+    """The displacement drawn, and with it the escape from a certain saddle if the displacement does not reach that.
+
+    Hessian-guided noise on a measure is zero along what the local part alone bends, and any noise may be small along
+    the direction by chance: less than a tenth of its standard deviation does not count.
+
+    Args:
+        drawn: a displacement.
+        found: what the trigger's examination says.
+        inner: the inner product of displacements.
+
+    Returns:
+        A displacement.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> found = Examination(jnp.array(True), jnp.array(False), jnp.array([0.0, 1.0]))
+        >>> reached(jnp.array([1.0, 0.0]), found, jnp.vdot).tolist()
+        [1.0, 1.0]
+    """
+    missed = found.saddle & (jnp.abs(inner(drawn, found.escape)) < 0.1 * inner(found.escape, found.escape))
+    return jax.tree.map(lambda xi, v: jnp.where(missed, xi + v.astype(xi.dtype), xi), drawn, found.escape)
+
+
 class Trigger(NamedTuple):
     """A rule for perturbing and stopping, as pure functions over a :class:`Window`.
 
     Args:
         init: (current, value) -> window, at the start of a run.
+        observe: (window, value, gradient_norm) -> window, whose averages then hold these numbers too.
         should_perturb: (window, step, gradient_norm) -> whether to jump at this step.
         jump: (window, step, current, value) -> the window that opens with a jump.
         should_stop: (window, step, value) -> whether the step just taken ends the window without enough
@@ -78,35 +135,50 @@ class Trigger(NamedTuple):
     """
 
     init: Callable[[PyTree, Array], Window]
+    observe: Callable[[Window, Array, Array], Window]
     should_perturb: Callable[[Window, Array, Array], Bool[Array, ""]]
     jump: Callable[[Window, Array, PyTree, Array], Window]
     should_stop: Callable[[Window, Array, Array], Bool[Array, ""]]
     examine: Callable[[Array, Functional, Particles], Examination] | None = None
 
 
-def gradient_trigger(*, eps: float | Array, k_thres: int, f_thres: float | Array) -> Trigger:
+def _wide(number: Any) -> Array:
+    """A value or norm in float32 at least: bfloat16 does not tell a falling loss from a constant one."""
+    number = jnp.asarray(number)
+    return number.astype(single(number.dtype))
+
+
+def gradient_trigger(
+    *, eps: float | Array, k_thres: int, f_thres: float | Array, decay: float | Array = 0.0
+) -> Trigger:
     r"""The papers' indirect saddle test.
 
     Jump where :math:`\|\nabla_\mu F\|\le\varepsilon` and the last jump is more than ``k_thres`` steps ago; stop where,
-    ``k_thres`` steps after a jump, the objective has fallen by no more than ``f_thres`` below its value *before* the
-    jump. No eigenvalue is computed.
+    at the end of step ``jumped_at + k_thres``, the objective has fallen by no more than ``f_thres`` below its value
+    *before* the jump. As the algorithm is printed, step ``jumped_at`` itself is one of the window's: it holds
+    k_thres + 1 gradient steps. No eigenvalue is computed.
 
     Args:
         eps: gradient norm below which a point counts as stationary, in :math:`L^2(\mu)`.
         k_thres: length of the waiting window [steps].
         f_thres: decrease that a window has to exceed [units of the objective].
+        decay: γ in [0, 1). Values and gradient norms are averaged over some 1/(1 − γ) steps,
+            :math:`\sum_j\gamma^jF_{k-j}/\sum_j\gamma^j`, so that on minibatches averages are compared and not two
+            single batches; keep k_thres a few times that. No jump comes before so many steps. Zero takes each as it
+            is.
 
     Returns:
         A :class:`Trigger`.
 
     Raises:
-        ValueError: if ``eps`` or ``f_thres`` is negative or ``k_thres`` is below one.
+        ValueError: if ``eps`` or ``f_thres`` is negative, ``k_thres`` below one or beyond 32 bits, or ``decay`` not in
+            [0, 1).
 
     Example:
         >>> gradient_trigger(eps=0.1, k_thres=0, f_thres=0.01)
         Traceback (most recent call last):
         ...
-        ValueError: gradient_trigger: k_thres=0; give a window of at least one step.
+        ValueError: gradient_trigger: k_thres=0; give a whole number of steps, 1 to 2147483645.
 
     References:
         Yamamoto, Kim, Suzuki, arXiv:2509.16974, Alg. 2.
@@ -114,26 +186,45 @@ def gradient_trigger(*, eps: float | Array, k_thres: int, f_thres: float | Array
     # What is traced, as under optax.inject_hyperparams, cannot be looked at.
     if not isinstance(eps, Tracer) and not eps >= 0:
         raise ValueError(f"gradient_trigger: eps={eps}; give a non-negative gradient norm.")
-    if k_thres < 1 or int(k_thres) != k_thres:
-        raise ValueError(f"gradient_trigger: k_thres={k_thres}; give a window of at least one step.")
+    if not 1 <= k_thres <= _LONGEST or int(k_thres) != k_thres:
+        raise ValueError(f"gradient_trigger: k_thres={k_thres}; give a whole number of steps, 1 to {_LONGEST}.")
     if not isinstance(f_thres, Tracer) and not f_thres >= 0:
         raise ValueError(f"gradient_trigger: f_thres={f_thres}; give a non-negative decrease.")
-    length = int(k_thres)
+    if not isinstance(decay, Tracer) and not 0 <= decay < 1:
+        raise ValueError(f"gradient_trigger: decay={decay}; give a number in [0, 1), 0 for no average.")
+    length, averages = int(k_thres), isinstance(decay, Tracer | Array) or decay > 0
 
     def init(current: PyTree, value: Any) -> Window:
-        return Window(jnp.asarray(-length - 1, jnp.int32), current, value)
+        value = _wide(value)
+        zero = jnp.zeros_like(value)
+        return Window(jnp.asarray(-length - 1, jnp.int32), current, value, Averages(zero, zero, zero))
+
+    def observe(window: Window, value: Any, gradient_norm: Any) -> Window:
+        old = window.seen
+        numbers = zip((value, gradient_norm, jnp.ones(())), old, strict=True)
+        new = Averages(*(_wide(number).astype(sum_.dtype) for number, sum_ in numbers))
+        if not averages:
+            return window._replace(seen=new)
+        finite = jnp.isfinite(new.value) & jnp.isfinite(new.gradient_norm)  # one bad batch spoils no average
+        fade = jnp.asarray(decay, new.value.dtype)
+        return window._replace(
+            seen=jax.tree.map(lambda a, b: jnp.where(finite, fade * a + (1 - fade) * b, a), old, new)
+        )
 
     def should_perturb(window: Window, step: Any, gradient_norm: Any) -> Any:
-        return (gradient_norm <= eps) & (step - window.jumped_at > length)
+        known = window.seen.weight >= 0.6 if averages else True  # of 1/(1 − γ) steps: an average of few is none
+        return (gradient_norm <= eps) & (step - window.jumped_at > length) & known
 
     def jump(window: Window, step: Any, current: PyTree, value: Any) -> Window:
-        del window
-        return Window(step, current, value)
+        return Window(step, current, _wide(value).astype(window.saved_value.dtype), window.seen)
 
     def should_stop(window: Window, step: Any, value: Any) -> Any:
         return (step == window.jumped_at + length) & (window.saved_value - value <= f_thres)
 
-    return Trigger(init, should_perturb, jump, should_stop)
+    return Trigger(init, observe, should_perturb, jump, should_stop)
+
+
+_LONGEST = 2**31 - 3  # step counters are int32, and a window opens k_thres + 1 steps before the first
 
 
 def certificate_trigger(
@@ -145,6 +236,7 @@ def certificate_trigger(
     eta_p: float = 1.0,
     depth: int = 32,
     failure: float = 1e-3,
+    decay: float | Array = 0.0,
 ) -> Trigger:
     r"""The direct saddle test: where the gradient is small, look at the smallest eigenvalue before jumping.
 
@@ -161,6 +253,7 @@ def certificate_trigger(
             Hessian-guided noise of the factor η_p has along v in standard deviation.
         depth: Hessian products per examination.
         failure: probability that a certified stop is wrong.
+        decay: as in :func:`gradient_trigger`.
 
     Returns:
         A :class:`Trigger`.
@@ -192,4 +285,4 @@ def certificate_trigger(
             jax.tree.map(lambda leaf: amplitude.astype(leaf.dtype) * leaf, seen.direction),
         )
 
-    return gradient_trigger(eps=eps, k_thres=k_thres, f_thres=f_thres)._replace(examine=examine)
+    return gradient_trigger(eps=eps, k_thres=k_thres, f_thres=f_thres, decay=decay)._replace(examine=examine)

@@ -271,7 +271,7 @@ def test_a_measure_that_is_not_finite_freezes_with_a_status_and_alone(name, tole
 def test_a_final_state_is_left_alone(name):
     F, _, saddle = problem(jnp.float64)
     state = compiled(name).init(jax.random.key(0), F, saddle)
-    for status in (Status.second_order_stationary, Status.budget_spent, Status.not_finite):
+    for status in (Status.no_decrease, Status.budget_spent, Status.not_finite, Status.certified):
         final = state._replace(status=jnp.asarray(status, jnp.int32))
         same, info = compiled(name).step(jax.random.key(1), F, final)
         chex.assert_trees_all_equal(same, final)

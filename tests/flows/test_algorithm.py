@@ -97,7 +97,7 @@ def test_the_composition_is_the_algorithm_as_printed(name, problem):
     np.testing.assert_array_equal(np.flatnonzero(infos.perturbed), jumps)
     np.testing.assert_allclose(states.mu.points[: len(path)], path, atol=1e-8)
     expected = np.full(steps, Status.running)
-    expected[len(path) - 1 :] = Status.second_order_stationary
+    expected[len(path) - 1 :] = Status.no_decrease
     np.testing.assert_array_equal(infos.status, expected)
     np.testing.assert_allclose(infos.value[: len(path)], [value(x) for x in path], atol=1e-8)
     assert int(states.step[-1]) == len(path)
@@ -129,7 +129,7 @@ def test_a_convex_functional_gets_one_jump_and_stops(make):
     method = make(0.2, eps=1e-3, eta_p=0.1, k_thres=10, f_thres=1e-4)
     start = jnp.asarray(np.random.default_rng(3).normal(size=(4, 2)) + 1)
     solution = run(method, F, Particles.uniform(start), jax.random.key(0), steps=200)
-    assert int(solution.status) == Status.second_order_stationary
+    assert int(solution.status) == Status.no_decrease
     jumps = np.flatnonzero(solution.records["perturbed"])
     assert len(jumps) == 1
     assert int(solution.steps) == jumps[0] + 10 + 1
@@ -152,7 +152,7 @@ def test_without_noise_a_saddle_is_a_solution():
     solution = run(
         pwgf(0.3, eps=0.05, eta_p=0.0, k_thres=6, f_thres=1e-6), mean_quartic, mu, jax.random.key(0), steps=100
     )
-    assert int(solution.status) == Status.second_order_stationary
+    assert int(solution.status) == Status.no_decrease
     assert int(solution.steps) == 7
     np.testing.assert_array_equal(solution.mu.points, mu.points)
 

@@ -12,6 +12,7 @@ import pytest
 from pwgf_jax import problems
 from pwgf_jax.transforms import (
     ball_noise,
+    certificate_trigger,
     gaussian_noise,
     gradient_trigger,
     hessian_product_noise,
@@ -52,12 +53,104 @@ def test_a_jump_is_an_update_of_its_own_and_the_next_gradient_is_that_of_the_per
 
 
 def test_the_window_of_the_transform_is_that_of_the_papers_algorithm():
-    """From a flat point no decrease comes: it stops k_thres gradient steps after the jump, where it jumped."""
+    """From a flat point no decrease comes: it stops k_thres + 1 gradient steps after the jump, where it jumped."""
     flat = lambda x: 0.0 * jnp.sum(x)  # noqa: E731
     optimizer = pgd(0.2, radius=1.0, eps=1e-3, k_thres=5, f_thres=1e-4, key=KEY)
-    _, _, path = drive(optimizer, flat, jnp.ones(2), 9)
+    _, _, path = drive(optimizer, flat, jnp.ones(2), 10)
     moved = np.any(np.asarray(path) != 1.0, axis=1)
-    np.testing.assert_array_equal(moved, [True] * 6 + [False] * 3)
+    np.testing.assert_array_equal(moved, [True] * 7 + [False] * 3)
+
+
+def test_carrying_on_is_the_same_run_that_a_failed_window_does_not_end():
+    """On a slope too slight for f_thres every window fails: one run freezes, the other walks on and counts."""
+    slope = lambda x: 1e-4 * jnp.sum(x)  # noqa: E731
+    options = {"radius": 1e-6, "eps": 1e-3, "k_thres": 4, "f_thres": 1.0, "key": KEY}
+    frozen, state, _ = drive(pgd(0.2, **options), slope, jnp.ones(2), 40)
+    np.testing.assert_array_equal(frozen, 1)
+    assert (bool(state[-1].stopped), int(state[-1].failures)) == (True, 1)
+    walked, state, path = drive(pgd(0.2, **options, stop=False), slope, jnp.ones(2), 40)
+    assert (bool(state[-1].stopped), int(state[-1].failures), int(state[-1].jumps)) == (False, 6, 7)
+    steps = np.diff(np.asarray(path)[:, 0])
+    np.testing.assert_allclose(walked, 1 - 33 * 2e-5, atol=7e-6)  # the gradient steps, and no way back
+    assert np.sum(np.abs(steps + 2e-5) < 1e-9) == 33
+
+
+@pytest.mark.slow
+def test_noisy_batches_are_compared_by_their_averages():
+    """Values of batches around one falling loss: two single ones say nothing, two averages the truth."""
+    draw = np.random.default_rng(0)
+    noise = jnp.asarray(draw.normal(size=2000))
+
+    def failures(decay, seed):
+        trigger = gradient_trigger(eps=1.0, k_thres=200, f_thres=0.0, decay=decay)
+        transform = perturb_at_saddle(gaussian_noise(1e-9), trigger, jax.random.key(seed))
+        x = jnp.zeros(1)
+
+        def step(state, k):
+            value = -2e-3 * k.astype(noise.dtype) + jnp.roll(noise, 37 * seed)[k]
+            return transform.update(x, state, x, value=value, grad=x)[1], None
+
+        return int(jax.lax.scan(step, transform.init(x), jnp.arange(210))[0].failures)
+
+    assert sum(failures(0.0, seed) for seed in range(20)) >= 4
+    assert sum(failures(0.95, seed) for seed in range(20)) <= 1
+
+
+def quadratic_pair(x):
+    """A saddle at zero, whose unstable direction a Hessian product finds; and a bowl, where there is none."""
+    return x["a"] ** 4 / 4 - x["a"] ** 2 / 2 + jnp.sum(x["b"] ** 2) / 2
+
+
+@pytest.mark.parametrize("noise", [None, ball_noise(1e-2)], ids=["direction", "noise"])
+def test_a_trigger_that_examines_leaves_saddles_and_stops_at_once_where_there_is_none(noise, dtype):
+    start = {"a": jnp.zeros((), dtype), "b": jnp.zeros(3, dtype)}
+    trigger = certificate_trigger(eps=1e-3, delta=0.2, k_thres=5, f_thres=0.0, eta_p=1e-2, depth=8)
+    optimizer = optax.chain(optax.sgd(0.3), perturb_at_saddle(noise, trigger, KEY))
+    x, state, path = drive(optimizer, quadratic_pair, start, 120)
+    np.testing.assert_allclose(jnp.abs(x["a"]), 1, atol=1e-2)
+    jump = state[-1]
+    assert (bool(jump.stopped), bool(jump.certified), int(jump.failures)) == (True, True, 0)
+    # it stopped where the gradient became small, not a window and a jump after
+    values = np.abs(np.asarray(path["a"]))
+    assert int(jump.jumps) < 5
+    np.testing.assert_array_equal(values[-1], values[-40])
+    onward, state, _ = drive(optax.chain(optax.sgd(0.3), perturb_at_saddle(noise, trigger, KEY, stop=False)),
+                             quadratic_pair, x, 30)  # fmt: skip
+    assert (bool(state[-1].stopped), bool(state[-1].certified), int(state[-1].jumps)) == (False, True, 0)
+    np.testing.assert_allclose(jnp.abs(onward["a"]), 1, atol=1e-3)
+
+
+def test_an_examination_stands_in_for_noise_that_does_not_reach_the_direction():
+    along_b = lambda key, x, value_fn: {"a": jnp.zeros(()), "b": jnp.full(3, 1e-2)}  # noqa: E731
+    trigger = certificate_trigger(eps=1e-3, delta=0.2, k_thres=5, f_thres=0.0, eta_p=1e-2, depth=8)
+    start = {"a": jnp.zeros(()), "b": jnp.zeros(3)}
+    x, _, _ = drive(optax.chain(optax.sgd(0.3), perturb_at_saddle(along_b, trigger, KEY)), quadratic_pair, start, 60)
+    assert float(jnp.abs(x["a"])) > 0.9
+
+
+def test_a_falling_loss_in_bfloat16_is_not_taken_for_a_constant_one():
+    """Each value is told from the next in float32 alone; parameters and gradients are bfloat16."""
+    value_fn = lambda x: 100 + 1e-2 * jnp.sum(x.astype(jnp.float32))  # noqa: E731
+    x = jnp.zeros(4, jnp.bfloat16)
+    optimizer = pgd(1.0, radius=1e-3, eps=1.0, k_thres=10, f_thres=1e-3, key=KEY)
+    x, state, _ = drive(optimizer, value_fn, x, 40)
+    assert not bool(state[-1].stopped)
+    assert x.dtype == jnp.bfloat16
+
+
+def test_a_state_that_keeps_its_parameters_may_be_donated_with_them():
+    problem = well()
+    optimizer = pgd(0.2, radius=1e-2, key=KEY, **TRIGGER)
+
+    def step(x, state):
+        value, grad = jax.value_and_grad(problem.value)(x)
+        updates, state = optimizer.update(grad, state, x, value=value, grad=grad)
+        return optax.apply_updates(x, updates), state
+
+    x = jnp.array(problem.saddles[0].point)
+    donated = jax.jit(step, donate_argnums=(0, 1))(x, optimizer.init(x))
+    assert x.is_deleted()
+    np.testing.assert_allclose(donated[0], step(problem.saddles[0].point, optimizer.init(problem.saddles[0].point))[0])
 
 
 @pytest.mark.slow
@@ -135,8 +228,10 @@ def test_what_is_missing_or_wrong_is_named():
     x = jnp.zeros(2)
     with pytest.raises(TypeError, match="value and grad missing"):
         transform.update(x, transform.init(x), x)
-    with pytest.raises(TypeError, match="value_fn is missing"):
+    with pytest.raises(TypeError, match="value_fn missing"):
         hessian_product_noise(1.0)(KEY, x, None)
+    with pytest.raises(ValueError, match="finds no direction to jump along; give a noise"):
+        perturb_at_saddle(None, gradient_trigger(**TRIGGER), KEY)
     with pytest.raises(TypeError, match="typed key"):
         perturb_at_saddle(ball_noise(0.1), gradient_trigger(**TRIGGER), jax.random.PRNGKey(0))
     with pytest.raises(ValueError, match=r"radius=0\.0"):

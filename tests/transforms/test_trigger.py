@@ -89,7 +89,10 @@ def test_a_fresh_window_neither_stops_nor_keeps_from_jumping():
     [
         ({"eps": -0.1}, "eps=-0.1; give a non-negative gradient norm"),
         ({"eps": float("nan")}, "eps=nan"),
-        ({"k_thres": 0}, "k_thres=0; give a window of at least one step"),
+        ({"k_thres": 0}, "k_thres=0; give a whole number of steps, 1 to 2147483645"),
+        ({"k_thres": 2**31 - 1}, "k_thres=2147483647; give a whole number"),
+        ({"decay": 1.0}, r"decay=1.0; give a number in \[0, 1\)"),
+        ({"decay": -0.1}, "decay=-0.1"),
         ({"k_thres": -3}, "k_thres=-3"),
         ({"f_thres": -1.0}, "f_thres=-1.0; give a non-negative decrease"),
         ({"f_thres": float("nan")}, "f_thres=nan"),
@@ -98,6 +101,35 @@ def test_a_fresh_window_neither_stops_nor_keeps_from_jumping():
 def test_impossible_thresholds_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         gradient_trigger(**{"eps": 0.1, "k_thres": 3, "f_thres": 0.01} | options)
+
+
+def observed(values, norms, decay, dtype=jnp.float32):
+    trigger = gradient_trigger(eps=0.1, k_thres=3, f_thres=0.01, decay=decay)
+    window = trigger.init(jnp.ones(2), jnp.full((), jnp.inf, dtype))
+    for value, norm in zip(values, norms, strict=True):
+        window = trigger.observe(window, jnp.asarray(value, dtype), jnp.asarray(norm, dtype))
+    return float(window.value), float(window.gradient_norm)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
+def test_averages_are_weighted_means_that_fade(decay):
+    values, norms = [3.0, 1.0, 2.0, 7.0], [1.0, 0.5, 0.25, 4.0]
+    weights = np.array([decay ** (3 - j) if decay else float(j == 3) for j in range(4)])
+    weights /= weights.sum()
+    np.testing.assert_allclose(observed(values, norms, decay), (weights @ values, weights @ norms), rtol=1e-6)
+
+
+def test_one_batch_that_is_not_finite_spoils_no_average_and_fires_nothing():
+    np.testing.assert_allclose(observed([1.0, np.nan, 3.0], [1.0, 1.0, 1.0], 0.5), ((0.5 + 3) / 1.5, 1.0), rtol=1e-6)
+    value, norm = observed([1.0, 2.0], [0.0, np.nan], 0.0)
+    assert (value, np.isnan(norm)) == (2.0, True)
+
+
+def test_averages_are_float32_at_least():
+    """In bfloat16, 1 and 1.001 are one number, and a falling loss is none."""
+    assert observed([1.0] * 9, [1.0] * 9, 0.9, jnp.bfloat16) == pytest.approx((1.0, 1.0), abs=1e-6)
+    window = gradient_trigger(eps=0.1, k_thres=3, f_thres=0.0).init(jnp.ones(2), jnp.ones((), jnp.bfloat16))
+    assert window.saved_value.dtype == window.seen.value.dtype == jnp.float32
 
 
 def test_windows_map_over_seeds():
