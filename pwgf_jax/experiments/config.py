@@ -31,6 +31,7 @@ from pwgf_jax.experiments.schema import Call, Config, Method, Problem, Vary
 
 __all__ = ["Call", "Config", "Method", "Part", "Problem", "Vary", "dump", "fingerprint", "load", "parse", "unfold"]
 
+_DEEPEST = 50
 _UNREADABLE = "no sense in it: numbers have up to 4300 digits, and lists and tables are nested up to some hundred deep."
 
 
@@ -88,6 +89,7 @@ def parse(document: Mapping[str, Any], file: str = "config") -> Config:
 record_every, dtype, targets, snapshots, problem, arms, vary; did you mean steps?
     """
     place = Place(file)
+    _check_depth(document, place)
     tables = {"problem": Parameter(dict), "arms": Parameter(dict), "vary": Parameter(dict, None)}
     document = _whole_paths(document, file)
     values = read(_with_first_problem(document), parameters(Config, without=("file",)) | tables, place)
@@ -101,6 +103,16 @@ record_every, dtype, targets, snapshots, problem, arms, vary; did you mean steps
     config = _make(Config, place, **values, file=file)
     unfold(config)
     return config
+
+
+def _check_depth(document: Mapping[str, Any], place: Place) -> None:
+    """Refuse what is nested deeper than anything that makes sense, and than Python can follow."""
+    level: list[Any] = [document]
+    for _ in range(_DEEPEST):
+        inner = [value for table in level for value in (table.values() if isinstance(table, Mapping) else table)]
+        level = [value for value in inner if isinstance(value, dict | list)]
+    if level:
+        raise place.error(f"tables or lists are nested more than {_DEEPEST} deep.")
 
 
 class Part(NamedTuple):

@@ -174,7 +174,7 @@ def build(config: Config) -> Experiment:
 
     _try(flows, problem, keys, root / "arms")
     for arm, call in config.arms.items():
-        if "temperature" in call.arguments and spec.particles <= NEIGHBOUR:
+        if isinstance(call.arguments.get("temperature"), float) and spec.particles <= NEIGHBOUR:
             raise (place / "particles").error(
                 f"given {spec.particles}; arms.{arm} has a temperature, and the entropy of its free energy is "
                 f"estimated from {NEIGHBOUR} neighbours of each particle: give at least {NEIGHBOUR + 1}."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, subjaxprs
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 __all__ = ["check_fits", "largest", "memory", "size_of"]
 
@@ -94,5 +94,6 @@ def _held(jaxpr: Jaxpr) -> Iterator[Any]:
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("dot_general", "scan", "while"):
             yield from (each.aval for each in (*equation.invars, *equation.outvars))
-    for inner in subjaxprs(jaxpr):
-        yield from _held(inner)
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            if isinstance(inner, Jaxpr | ClosedJaxpr):
+                yield from _held(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)

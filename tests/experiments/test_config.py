@@ -143,6 +143,8 @@ def test_what_is_no_toml_is_said(tiny):
         "a = " + 2000 * "[": "no sense in it: .* nested",
         "a = " + 5000 * "9": "no sense in it: numbers have up to 4300 digits",
         "a = ": "not valid TOML",
+        ".".join(5000 * "a") + " = 1": "nested more than 50 deep",
+        "vary.values." + ".".join(200 * "a") + " = 1": "nested more than 50 deep",
     }.items():
         tiny.write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match=message):
