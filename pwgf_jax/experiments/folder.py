@@ -33,7 +33,7 @@ except ImportError:  # not on Windows: there two processes in one folder are not
 
 __all__ = ["Arm", "RunFolder", "create", "open_run", "refuse_taken"]
 
-_RESULTS = {"metrics.npz": ("step", "value"), "final.npz": ("weights", "value", "status", "steps")}
+_RESULTS = {"metrics.npz": ("step", "value"), "final.npz": ("points", "weights", "value", "status", "steps")}
 _TOLD = ("name", "command", "config_hash", "dtype", "seeds", "steps", "device", "devices", "backend", "jax", "pwgf_jax")
 
 
@@ -116,15 +116,15 @@ class RunFolder:
         Raises:
             ConfigError: if their results are not there, or cannot be read.
         """
-        results = {name: self.arrays(name) for name in _RESULTS}
-        for arm in self.finished:
+        results, info, finished = {name: self.arrays(name) for name in _RESULTS}, self.info["arms"], self.finished
+        for arm in finished:
             if missing := _missing(results, arm):
                 raise ConfigError(
                     f"{self.path}: run.json says that arm {arm} is finished, and {missing} has nothing of it; "
                     f"`pwgf resume {self.path}` runs it again."
                 )
-        status = {arm: results["final.npz"][f"{arm}/status"] for arm in self.finished}
-        return {arm: Arm(_below(results["metrics.npz"], arm), status[arm], self.info["arms"][arm]) for arm in status}
+        metrics, final = results.values()
+        return {arm: Arm(_below(metrics, arm), final[f"{arm}/status"], info[arm]) for arm in finished}
 
     def snapshots(self) -> dict[str, dict[str, np.ndarray]]:
         """The snapshots of every arm that has them: "step" (k,), "points" (k, N, d) and perhaps "target" (M, d)."""
@@ -279,7 +279,7 @@ def _missing(results: Mapping[str, Mapping[str, Any]], arm: str, wanted: Mapping
     lacking = (
         file
         for file, names in (_RESULTS if wanted is None else wanted).items()
-        if any(f"{arm}/{name}" not in results[file] for name in names)
+        if any(not any(f"{key}/".startswith(f"{arm}/{name}/") for key in results[file]) for name in names)
     )
     return next(lacking, "")
 
@@ -336,7 +336,9 @@ def _problem(config: Config) -> str:
     call = config.problem.functional
     options = ", ".join(f"{name} = {json.dumps(value)}" for name, value in call.arguments.items())
     said = f"{call.name}({options})" if options else call.name
-    return said if config.problem.is_objective else f"{said}, {config.problem.particles} particles"
+    if not config.problem.is_objective:
+        said += f", {config.problem.particles} particles"
+    return said if config.vary is None else f"{said}; {config.vary.key} takes {len(config.vary.values)} values"
 
 
 def _outset(config: Config) -> dict[str, dict[str, Any]]:
