@@ -122,7 +122,7 @@ def test_an_own_functional_that_holds_data_out_and_confines_can_be_certified(own
     text = config.read_text(encoding="utf-8").replace("particles = 6\n", "particles = 6\nconfinement = 0.1\n")
     config.write_text(text, encoding="utf-8")
     run(config, out)
-    assert main(["certify", str(out)]) == 0
+    assert main(["certify", str(out), "--trust"]) == 0
     assert main(["landscape", str(config), "--out", str(tmp_path / "land"), "--eps", "10", "--quiet"]) == 0
 
 
@@ -132,9 +132,9 @@ def test_a_run_on_own_data_can_be_resumed_until_they_change(own, table, tmp_path
     metrics = run(config, out)
     assert np.isfinite(metrics["static/value"]).all()
     assert metrics["static/test_loss"].shape == (2, 6)
-    assert main(["resume", str(out)]) == 0
+    assert main(["resume", str(out), "--trust"]) == 0
     (tmp_path / "data.csv").write_text("x1,x2,y\n1,2,3\n4,5,6\n", encoding="utf-8")
-    assert "has changed since the run began" in refused("resume", out)
+    assert "has changed since the run began" in refused("resume", out, "--trust")
 
 
 @pytest.mark.parametrize(
