@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 __all__ = ["CriticalPoint", "Problem"]
@@ -40,13 +41,37 @@ class CriticalPoint:
 
 
 @dataclass(frozen=True, eq=False)
+class OnDemand(Sequence[CriticalPoint]):
+    """Critical points that are made when they are asked for.
+
+    Args:
+        size: how many; it may be more than a machine could hold.
+        at: index from 0 to size - 1 -> critical point.
+    """
+
+    size: int
+    at: Callable[[int], CriticalPoint]
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> CriticalPoint: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[CriticalPoint, ...]: ...
+    def __getitem__(self, index: int | slice) -> CriticalPoint | tuple[CriticalPoint, ...]:
+        where = range(self.size)[index]  # it counts from behind, and refuses what is out of range
+        return tuple(map(self.at, where)) if isinstance(where, range) else self.at(where)
+
+
+@dataclass(frozen=True, eq=False)
 class Problem:
     """A function of finitely many parameters whose saddles and minima are known.
 
     Args:
         value: parameters -> objective.
         init: key -> parameters, where runs start.
-        saddles: critical points that are no local minimum.
+        saddles: critical points that are no local minimum; of very many each is made when it is asked for.
         minimum: the global minimum, one of them if there are several; None where none is known, or none is attained.
         local_minima: local minima of higher value.
         components: (parameters, indices (b,)) -> the terms (b,) whose mean over ``size`` is the objective; None if
@@ -63,7 +88,7 @@ class Problem:
 
     value: Callable[[PyTree], Float[Array, ""]]
     init: Callable[[Array], PyTree]
-    saddles: tuple[CriticalPoint, ...]
+    saddles: Sequence[CriticalPoint]
     minimum: CriticalPoint | Any  # None is the exception: callers of problems that know theirs need not ask
     local_minima: tuple[CriticalPoint, ...] = ()
     components: Callable[[PyTree, Array], Float[Array, " b"]] | None = None
@@ -80,3 +105,15 @@ def around(point: PyTree, scale: float) -> Callable[[Array], PyTree]:
         return jax.tree.unflatten(structure, shaken)
 
     return init
+
+
+def numbers(name: str, given: Any, dimensions: int) -> np.ndarray:
+    """An array of finite numbers with so many axes, none of them empty."""
+    try:
+        found = np.asarray(given, float)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={given!r:.80}; give numbers, in rows of one length.") from None
+    if found.ndim != dimensions or found.size == 0 or not np.all(np.isfinite(found)):
+        kind = {1: "a list of numbers", 2: "a matrix"}[dimensions]
+        raise ValueError(f"{name} has shape {found.shape}; give {kind}, finite and not empty.")
+    return found

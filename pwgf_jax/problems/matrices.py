@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from functools import reduce
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from pwgf_jax.problems.base import CriticalPoint, Problem, around
+from pwgf_jax.problems.base import CriticalPoint, OnDemand, Problem, around, numbers
 
 __all__ = [
     "asymmetric_factorization",
@@ -22,10 +23,21 @@ __all__ = [
 
 
 def _square(name: str, matrix: Any) -> np.ndarray:
-    found = np.asarray(matrix, float)
-    if found.ndim != 2 or found.shape[0] != found.shape[1] or not np.allclose(found, found.T):
+    found = numbers(f"{name}: the matrix", matrix, 2)
+    if found.shape[0] != found.shape[1] or not np.allclose(found, found.T):
         raise ValueError(f"{name}: the matrix has shape {found.shape}; give a symmetric one.")
     return found
+
+
+def _subset(index: int, total: int, size: int) -> tuple[int, ...]:
+    """The sets of a size, ascending and in lexicographic order: that of an index."""
+    chosen, first = [], 0
+    for left in range(size, 0, -1):
+        while (starting := math.comb(total - first - 1, left - 1)) <= index:
+            index, first = index - starting, first + 1
+        chosen.append(first)
+        first += 1
+    return tuple(chosen)
 
 
 def symmetric_factorization(matrix: Float[Array, "d d"], rank: int, *, scale: float = 1e-3) -> Problem:
@@ -82,10 +94,16 @@ def symmetric_factorization(matrix: Float[Array, "d d"], rank: int, *, scale: fl
         named = "{" + ", ".join(map(str, chosen)) + "}"
         return CriticalPoint(named, jnp.asarray(U, target.dtype), level, curvature, None, is_minimum)
 
-    sets = [s for size in range(rank + 1) for s in itertools.combinations(range(d), size)]
-    best = tuple(range(rank))
-    saddles = tuple(at(s) for s in sets if s != best)
-    return Problem(value, around(jnp.zeros((d, rank), target.dtype), scale), saddles, at(best))
+    def other(index: int) -> CriticalPoint:
+        """The sets but the best, the small ones first."""
+        size = 0
+        while index >= math.comb(d, size) and size < rank:
+            index, size = index - math.comb(d, size), size + 1
+        return at(_subset(index + (size == rank), d, size))  # the best is the first of its size
+
+    count = sum(math.comb(d, size) for size in range(rank + 1)) - 1
+    start = around(jnp.zeros((d, rank), target.dtype), scale)
+    return Problem(value, start, OnDemand(count, other), at(tuple(range(rank))))
 
 
 def asymmetric_factorization(matrix: Float[Array, "m n"], rank: int, *, scale: float = 1e-3) -> Problem:
@@ -108,12 +126,13 @@ def asymmetric_factorization(matrix: Float[Array, "m n"], rank: int, *, scale: f
         >>> problem.saddles[0].spectrum.tolist(), float(problem.minimum.value)
         ([-3.0, -1.0, 1.0, 3.0], 0.5)
     """
+    dense = numbers("asymmetric_factorization: the matrix", matrix, 2)
     target = jnp.asarray(matrix)
-    if target.ndim != 2 or not 1 <= rank <= min(target.shape):
+    if not 1 <= rank <= min(target.shape):
         raise ValueError(
             f"asymmetric_factorization: rank={rank} for shape {target.shape}; need 1 <= rank <= min(m, n)."
         )
-    left, sigma, right = np.linalg.svd(np.asarray(matrix, float), full_matrices=False)
+    left, sigma, right = np.linalg.svd(dense, full_matrices=False)
 
     def value(parameters: PyTree) -> Float[Array, ""]:
         return jnp.sum((parameters["u"] @ parameters["v"].T - target) ** 2) / 2
@@ -160,7 +179,12 @@ def matrix_sensing(measurements: Float[Array, "m d d"], factor: Float[Array, "d 
     References:
         Bhojanapalli, Neyshabur, Srebro, NeurIPS 2016.
     """
-    if jnp.ndim(measurements) != 3 or jnp.shape(measurements)[1:] != (jnp.shape(factor)[0],) * 2:
+    numbers("matrix_sensing: the factor", factor, 2)
+    if (
+        jnp.ndim(measurements) != 3
+        or jnp.shape(measurements)[1:] != (jnp.shape(factor)[0],) * 2
+        or not measurements.size
+    ):
         raise ValueError(
             f"matrix_sensing: measurements {jnp.shape(measurements)}, factor {jnp.shape(factor)}; "
             "give (m, d, d) and (d, r)."
@@ -207,8 +231,8 @@ def phase_retrieval(signal: Float[Array, " d"], *, scale: float = 1e-3) -> Probl
     References:
         Sun, Qu, Wright, Found. Comput. Math. 18 (2018), the population objective.
     """
-    z = np.asarray(signal, float)
-    if z.ndim != 1 or z.size < 2 or not np.any(z):
+    z = numbers("phase_retrieval: the signal", signal, 1)
+    if z.size < 2 or not np.any(z):
         raise ValueError(f"phase_retrieval: the signal has shape {z.shape}; give a non-zero vector of length >= 2.")
     target, energy = jnp.asarray(signal), float(z @ z)
 
@@ -254,11 +278,11 @@ def deep_linear(target: Float[Array, "m n"], depth: int, *, width: int | None = 
     References:
         Kawaguchi, NeurIPS 2016.
     """
+    dense = numbers("deep_linear: the target", target, 2)
     T = jnp.asarray(target)
-    if T.ndim != 2 or depth < 2 or (width is not None and width < min(T.shape)):
+    if depth < 2 or (width is not None and width < min(T.shape)):
         raise ValueError(
-            f"deep_linear: target {T.shape}, depth={depth}, width={width}; "
-            "need a matrix, depth >= 2 and width >= min(m, n)."
+            f"deep_linear: target {T.shape}, depth={depth}, width={width}; need depth >= 2 and width >= min(m, n)."
         )
     m, n = T.shape
     hidden = min(m, n) if width is None else width
@@ -267,7 +291,7 @@ def deep_linear(target: Float[Array, "m n"], depth: int, *, width: int | None = 
     def value(layers: tuple[Array, ...]) -> Float[Array, ""]:
         return jnp.sum((reduce(lambda done, layer: layer @ done, layers) - T) ** 2) / 2
 
-    left, sigma, right = np.linalg.svd(np.asarray(T, float), full_matrices=False)
+    left, sigma, right = np.linalg.svd(dense, full_matrices=False)
     zero = tuple(jnp.zeros((b, a), T.dtype) for a, b in itertools.pairwise(sizes))
     count = sum(layer.size for layer in zero)
     spectrum = np.zeros(count)

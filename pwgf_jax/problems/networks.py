@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import jax
@@ -13,19 +12,32 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from pwgf_jax.krylov import check_key
-from pwgf_jax.problems.base import CriticalPoint, Problem
+from pwgf_jax.problems.base import CriticalPoint, OnDemand, Problem, numbers
 
 __all__ = ["attention_pca", "copy_average", "spiked_wishart_prompts"]
 
 
-def _partitions(total: int, parts: int, least: int = 1) -> Iterator[tuple[int, ...]]:
-    """Ways to write ``total`` as a sum of ``parts`` positive integers, ascending."""
-    if parts == 1:
-        yield (total,)
-        return
-    for first in range(least, total // parts + 1):
-        for rest in _partitions(total - first, parts - 1, first):
-            yield (first, *rest)
+def _partition_counts(total: int, parts: int) -> list[list[int]]:
+    """At [p][t], how many ways there are to write t as a sum of p positive integers, their order aside."""
+    ways = [[1] + [0] * total]
+    for p in range(1, parts + 1):
+        row = [0] * (total + 1)
+        for t in range(p, total + 1):
+            row[t] = ways[p - 1][t - 1] + row[t - p]
+        ways.append(row)
+    return ways
+
+
+def _partition(index: int, total: int, parts: int, ways: list[list[int]]) -> tuple[int, ...]:
+    """Those ways, each ascending, and in lexicographic order: that of an index."""
+    found, first = [], 1
+    for left in range(parts - 1, 0, -1):
+        # The other parts are at least as large as this one: as many as there are with it taken off, less one, from all.
+        while (starting := ways[left][total - first - left * (first - 1)]) <= index:
+            index, first = index - starting, first + 1
+        found.append(first)
+        total -= first
+    return (*found, total)
 
 
 def _erf_overlap(w: Float[Array, "n d"], v: Float[Array, "m d"]) -> Float[Array, "n m"]:
@@ -86,7 +98,8 @@ def copy_average(
         dtype: of the parameters.
 
     Returns:
-        The problem in {"a": (n,), "w": (n, dimension)}; starts are Gaussian, of variance 1/dimension for w.
+        The problem in {"a": (n,), "w": (n, dimension)}; starts are Gaussian, of variance 1/dimension for w. Its
+        ``minimum`` is the best copy-average point: that no network is better is not known.
 
     Raises:
         ValueError: if the numbers do not fit together, or the activation is unknown.
@@ -137,12 +150,16 @@ def copy_average(
             w, a = w / math.sqrt(k), np.asarray([2 * k * arc])
             level = k / 2 + k * (k - 1) / (2 * math.pi) - 2 * k**2 * arc**2
         point = {"a": jnp.asarray(a, dtype), "w": jnp.asarray(w, dtype)}
-        best = partition == (1,) * (students - 1) + (teachers - students + 1,)
-        return CriticalPoint("+".join(map(str, partition)), point, level, None, None, best)
+        return CriticalPoint("+".join(map(str, partition)), point, level, None, None, partition == best)
 
-    points = [at(partition) for partition in _partitions(teachers, students)]
-    saddles = tuple(point for point in points if not point.is_minimum)
-    return Problem(value, init, saddles, next(point for point in points if point.is_minimum))
+    best = (1,) * (students - 1) + (teachers - students + 1,)
+
+    ways = _partition_counts(teachers, students)
+
+    def other(index: int) -> CriticalPoint:
+        return at(_partition(index + 1, teachers, students, ways))  # the best is the first
+
+    return Problem(value, init, OnDemand(ways[students][teachers] - 1, other), at(best))
 
 
 def attention_pca(
@@ -192,8 +209,8 @@ def attention_pca(
         Maulen-Soto, Boyer, arXiv:2605.18315; the form of the head is after arXiv:2505.13112, the spectra are derived
         in the tests.
     """
-    sigma = np.asarray(covariance, float)
-    if sigma.ndim != 2 or sigma.shape[0] != sigma.shape[1] or np.linalg.eigvalsh((sigma + sigma.T) / 2).min() <= 0:
+    sigma = numbers("attention_pca: the covariance", covariance, 2)
+    if sigma.shape[0] != sigma.shape[1] or np.linalg.eigvalsh((sigma + sigma.T) / 2).min() <= 0:
         raise ValueError(f"attention_pca: the covariance has shape {sigma.shape}; give a positive definite matrix.")
     if head not in ("linear", "softmax"):
         raise ValueError(f'attention_pca: head={head!r}; choose "linear" or "softmax".')
@@ -205,7 +222,7 @@ def attention_pca(
         raise ValueError(f"attention_pca: prompt={prompt}; give at least one token, or None for infinitely many.")
     if prompts is not None:
         shape = jnp.shape(prompts)
-        if shape[2] != sigma.shape[0] or prompt not in (None, shape[1]):
+        if len(shape) != 3 or 0 in shape or shape[2] != sigma.shape[0] or prompt not in (None, shape[1]):
             raise ValueError(
                 f"attention_pca: prompts of shape {shape} with prompt={prompt} and a covariance of shape "
                 f"{sigma.shape}; give prompts of shape (b, prompt, d)."

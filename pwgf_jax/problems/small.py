@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pwgf_jax.problems.base import CriticalPoint, Problem, around
+from pwgf_jax.problems.base import CriticalPoint, Problem, around, numbers
 
 __all__ = ["cubic", "double_well", "leading_eigenvector", "quartic"]
 
@@ -121,8 +121,8 @@ def cubic(eigenvalues: Any, *, scale: float = 1e-3, dtype: Any = jnp.float32) ->
     References:
         The cubic of the accelerated zeroth-order experiments (ICLR 2023 submission), after Nesterov and Polyak.
     """
-    a = np.asarray(eigenvalues, float)
-    if a.ndim != 1 or a.size == 0 or not a.min() < 0:
+    a = numbers("cubic: eigenvalues", eigenvalues, 1)
+    if not a.min() < 0:
         raise ValueError(f"cubic: eigenvalues={eigenvalues}; give a list of numbers, one of them negative.")
     diagonal = jnp.asarray(a, dtype)
 
@@ -170,9 +170,8 @@ def leading_eigenvector(samples: Float[Array, "n d"], *, scale: float = 1e-3) ->
     References:
         The finite-sum form is that of Zhize Li, arXiv:1904.09265, Sec. 1; the spectrum is elementary.
     """
-    if jnp.ndim(samples) != 2 or samples.shape[0] == 0:
-        raise ValueError(f"leading_eigenvector: samples have shape {jnp.shape(samples)}; give (n, d), n >= 1.")
-    moment = np.asarray(samples, float).T @ np.asarray(samples, float) / samples.shape[0]
+    a = numbers("leading_eigenvector: samples, (n, d),", samples, 2)
+    moment = a.T @ a / a.shape[0]
     values, vectors = np.linalg.eigh(moment)
     order = np.argsort(values)[::-1]
     values, vectors = np.maximum(values[order], 0), vectors[:, order]

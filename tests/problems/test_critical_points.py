@@ -44,6 +44,38 @@ PROBLEMS = {
 }
 
 
+def test_points_of_combinatorial_number_are_made_when_asked_for():
+    """616 665 sets of at most 10 of 20 eigenvectors, and more partitions of 400 than there are atoms."""
+    made = problems.symmetric_factorization(jnp.diag(jnp.arange(20.0, 0.0, -1.0)), 10)
+    assert len(made.saddles) == 616_665
+    assert [each.name for each in made.saddles[:3]] == ["{}", "{0}", "{1}"]
+    assert made.saddles[-1].name == "{" + ", ".join(map(str, range(10, 20))) + "}"
+    assert next(iter(made.saddles)).curvature == -20
+    with pytest.raises(IndexError):
+        made.saddles[616_665]
+    many = problems.copy_average(400, 200)
+    assert len(many.saddles) > 10**12
+    assert not many.saddles[0].is_minimum
+    assert many.minimum.is_minimum
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: problems.symmetric_factorization(jnp.diag(jnp.asarray([5.0, 4.0, 3.0, 2.0, 1.0])), 3),
+        lambda: problems.copy_average(9, 4),
+        lambda: problems.copy_average(3, 1, activation="relu"),
+    ],
+)
+def test_points_made_on_demand_are_each_there_once(make):
+    saddles = make().saddles
+    names = [each.name for each in saddles]
+    assert len(names) == len(saddles) == len(set(names))
+    assert [saddles[i].name for i in range(-len(names), len(names))] == names * 2
+    assert [each.name for each in saddles[1::2]] == names[1::2]
+    assert make().minimum.name not in names
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_critical_points_are_what_the_problem_says(name):
     problem = PROBLEMS[name]()
@@ -209,6 +241,18 @@ def test_spiked_prompts_with_a_direction_each_show_no_direction(key):
         (lambda: problems.octopus(0), "dimension >= 1"),
         (lambda: problems.octopus(2, gamma=9.0), "gamma <= smoothness"),
         (lambda: problems.cubic([1.0, 2.0]), "one of them negative"),
+        (lambda: problems.cubic([]), r"eigenvalues has shape \(0,\); give a list of numbers"),
+        (lambda: problems.cubic([[-1.0], [1.0, 2.0]]), r"eigenvalues=\[\[-1.0\], .*; give numbers, in rows of one"),
+        (lambda: problems.cubic(["a"]), r"eigenvalues=\['a'\]; give numbers"),
+        (lambda: problems.cubic([-np.inf, 1.0]), "finite"),
+        (lambda: problems.leading_eigenvector(jnp.zeros((3, 0))), r"shape \(3, 0\); give a matrix"),
+        (lambda: problems.symmetric_factorization(jnp.zeros((0, 0)), 1), r"shape \(0, 0\); give a matrix"),
+        (lambda: problems.asymmetric_factorization(jnp.zeros((2, 0)), 1), r"shape \(2, 0\); give a matrix"),
+        (lambda: problems.deep_linear(jnp.zeros((0, 2)), 2), r"the target has shape \(0, 2\); give a matrix"),
+        (lambda: problems.deep_linear(jnp.asarray([[jnp.nan]]), 2), "finite"),
+        (lambda: problems.matrix_sensing(jnp.zeros((0, 2, 2)), jnp.ones((2, 1))), r"measurements \(0, 2, 2\)"),
+        (lambda: problems.attention_pca(jnp.zeros((0, 0))), r"shape \(0, 0\); give a matrix"),
+        (lambda: problems.attention_pca(jnp.eye(2), prompts=jnp.ones((0, 3, 2))), r"prompts of shape \(0, 3, 2\)"),
         (lambda: problems.symmetric_factorization(jnp.eye(3), 3), "1 <= rank < 3"),
         (lambda: problems.deep_linear(jnp.eye(2), 1), "depth >= 2"),
         (lambda: problems.copy_average(3, 3), "students < teachers"),
