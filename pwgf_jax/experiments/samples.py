@@ -42,7 +42,7 @@ class Law(Protocol):
         """Independent points, shape (count, d)."""
         ...
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Any) -> Array:
         """The energy −log π of one point, up to a constant."""
         ...
 
@@ -76,8 +76,9 @@ class Normal:
         """Independent points."""
         return self.mean + self.scale * jax.random.normal(key, (count, self.dimension), dtype)
 
-    def __call__(self, x: Array) -> Array:
-        """The energy of one point."""
+    def __call__(self, x: Any) -> Array:
+        """The energy of one point, in any number of dimensions."""
+        _check_point("gaussian", x, None)
         return jnp.sum(((x - self.mean) / self.scale) ** 2) / 2
 
 
@@ -125,8 +126,9 @@ class ThreeRings:
         centre = self.centres(dtype)[jax.random.randint(ring_key, (count,), 0, 3)]
         return centre + distance[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Any) -> Array:
         """The energy of one point."""
+        _check_point("three_rings", x, 2)
         gaps = x[None] - self.centres(x.dtype)
         distances = jnp.sqrt(jnp.sum(gaps**2, axis=1) + jnp.finfo(x.dtype).eps)  # no kink at a centre
         return -jax.nn.logsumexp(-(((distances - self.radius) / self.width) ** 2) / 2)
@@ -221,6 +223,14 @@ def three_rings(points: int, *, test_points: int = 0, radius: float = 1.0, width
         50
     """
     return Sampled(ThreeRings(radius, width), points, test_points)
+
+
+def _check_point(law: str, x: Any, dimension: int | None) -> None:
+    shape = getattr(x, "shape", None)
+    if shape is None or len(shape) != 1 or dimension not in (None, shape[0]):
+        given = f"a point of shape {shape}" if shape is not None else "a particle that is a network or the like"
+        wanted = "points (d,)" if dimension is None else f"points ({dimension},)"
+        raise ValueError(f"{law}: given {given}; this energy is of {wanted}.")
 
 
 def _positive(**numbers: int | float) -> None:

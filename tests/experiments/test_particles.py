@@ -162,6 +162,16 @@ def test_rings_are_sampled_from_their_energy(key):
         assert abs(sampled - density @ moment(grid)) < 5 * error + 1e-3
 
 
+def test_energies_are_of_points_of_their_space():
+    for law, message in {ThreeRings(): r"three_rings: given .* \(2,\)", Normal(): r"gaussian: given .* \(d,\)"}.items():
+        with pytest.raises(ValueError, match=message):
+            law({"a": jnp.ones(2), "w": jnp.ones(3)})
+    with pytest.raises(
+        ValueError, match=r"given a point of shape \(3,\); this energy is of points \(2,\)"
+    ):
+        ThreeRings()(jnp.ones(3))
+
+
 def test_a_gaussian_has_the_energy_of_its_samples(key):
     law = Normal(3, 1.0, 2.0)
     points = law.sample(key, 50_000, jnp.float64)
