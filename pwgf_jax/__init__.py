@@ -5,7 +5,7 @@ functions of its Hessian in :mod:`pwgf_jax.krylov`, random fields in :mod:`pwgf_
 :mod:`pwgf_jax.kernels`, methods in :mod:`pwgf_jax.flows`, and running them in :mod:`pwgf_jax.solve`.
 """
 
-from pwgf_jax import functionals, kernels
+from pwgf_jax import compatibility, functionals, kernels
 from pwgf_jax.calculus import (
     first_variation,
     hessian_matrix,
@@ -14,6 +14,7 @@ from pwgf_jax.calculus import (
     wasserstein_hessian,
 )
 from pwgf_jax.certify import Certificate, Verdict, certify
+from pwgf_jax.contract import check_functional
 from pwgf_jax.flows import (
     Flow,
     Status,
@@ -50,6 +51,8 @@ __all__ = [
     "Status",
     "Verdict",
     "certify",
+    "check_functional",
+    "compatibility",
     "continuous_pwgf",
     "estimate_smoothness",
     "first_variation",

@@ -18,8 +18,9 @@ from jaxtyping import Array, Float, PyTree
 
 from pwgf_jax import krylov
 from pwgf_jax.calculus import Functional, HessianOperator, Part, value_and_wasserstein_gradient, wasserstein_hessian
+from pwgf_jax.contract import check_once
 from pwgf_jax.krylov import check_key
-from pwgf_jax.measures import Field, Particles, inner, norm, single, traceable
+from pwgf_jax.measures import Field, Particles, check_measure, inner, norm, single, traceable
 
 __all__ = ["Certificate", "Curvature", "Sighting", "Verdict", "certify", "sight", "spectrum_bound"]
 
@@ -438,6 +439,7 @@ def certify(
     max_products: int = 512,
     max_depth: int | None = None,
     failure: float = 1e-3,
+    check: bool = True,
 ) -> Certificate:
     r"""Is μ an (ε, δ)-second-order stationary point, a saddle, or neither?
 
@@ -464,13 +466,14 @@ def certify(
         max_depth: longest Krylov basis kept: memory max_depth·N·d numbers; None for what one GiB holds, at least 32.
             Past it Lanczos is restarted from its best vector.
         failure: upper bound of the probability that the verdict second-order stationary is wrong.
+        check: whether a functional that is new here is tried first, see :func:`pwgf_jax.contract.check_functional`.
 
     Returns:
         A :class:`Certificate`. ``undecided`` is an honest answer.
 
     Raises:
-        ValueError: if a tolerance is not positive, or a budget too small.
-        TypeError: if the key is no typed key.
+        ValueError: if a tolerance is not positive, a budget too small, or F no function of the measure.
+        TypeError: if the key is no typed key, or ``mu`` no measure.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -494,6 +497,9 @@ def certify(
         )
     if not 0 < failure < 1:
         raise ValueError(f"certify: failure={failure}; give a probability between 0 and 1.")
+    check_measure(mu, "certify")
+    if check:
+        check_once(F, mu)
     like, functional, mu = mu.points, _single(traceable(F)), _single(mu)
     keys = dict(zip(("slope", "integral", "full"), jax.random.split(key, 3), strict=True))
     slope = _slope(functional, mu, keys["slope"])

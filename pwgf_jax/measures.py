@@ -66,6 +66,11 @@ class Particles:
         """
         points = jax.tree.map(jnp.asarray, points)
         leaves = jax.tree.leaves(points)
+        if leaves and all(leaf.ndim == 0 for leaf in leaves):
+            raise ValueError(
+                f"Particles.uniform: the points are {len(leaves)} single numbers; give an array, "
+                "jnp.asarray([[0.0, 1.0], ...]) of shape (N, d), and not lists of numbers."
+            )
         if not leaves or jnp.ndim(leaves[0]) == 0 or leaves[0].shape[0] == 0:
             raise ValueError("Particles.uniform: no particles; give an array (N, d) with N >= 1, or a pytree of such.")
         count = leaves[0].shape[0]
@@ -128,6 +133,12 @@ def _check_floating(name: str, leaf: Any) -> None:
     if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
         kind = getattr(leaf, "dtype", type(leaf).__name__)
         raise TypeError(f"Particles: {name} is {kind}; give a floating array, e.g. jnp.asarray(x, jnp.float32).")
+
+
+def check_measure(mu: Any, caller: str) -> None:
+    """Refuse what is no measure, such as the points of one."""
+    if not isinstance(mu, Particles):
+        raise TypeError(f"{caller}: the measure is a {type(mu).__name__}; make one with Particles.uniform(points).")
 
 
 def traceable(function: Callable) -> Callable:

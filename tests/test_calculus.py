@@ -15,7 +15,7 @@ from pwgf_jax import (
     wasserstein_gradient,
     wasserstein_hessian,
 )
-from pwgf_jax.calculus import MomentForm, PairwiseForm, Part, check_functional, integral_product
+from pwgf_jax.calculus import MomentForm, PairwiseForm, Part, integral_product
 from tests.oracles import closed_forms
 from tests.oracles.closed_forms import mean_quartic
 
@@ -423,24 +423,3 @@ def test_an_unknown_part_is_refused():
     mu = measure("array", jnp.float32)
     with pytest.raises((ValueError, TypeError), match="part"):  # TypeError: the annotation, checked in tests only
         wasserstein_hessian(mean_quartic, mu, "both")  # pyright: ignore[reportArgumentType]
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_check_functional_accepts_functionals(case):
-    make, shape = CASES[case]
-    check_functional(make(jnp.float32), measure(shape, jnp.float32))
-
-
-@pytest.mark.parametrize(
-    ("functional", "error", "message"),
-    [
-        (lambda mu: jnp.mean(mu.points), ValueError, "G changes by .* weight zero is added"),
-        (lambda mu: jnp.sum(mu.weights**2) * jnp.sum(mu.weights @ mu.points), ValueError, "split in two"),
-        (lambda mu: mu.weights @ mu.points, TypeError, r"G returns float32\[3\]; a functional returns one"),
-        (lambda mu: jnp.sum(mu.weights > 0), TypeError, r"G returns int\d+\[\]"),
-    ],
-    ids=["forgets weights", "sees particles", "vector", "integer"],
-)
-def test_check_functional_refuses_what_is_none(functional, error, message):
-    with pytest.raises(error, match=message):
-        check_functional(functional, measure("array", jnp.float32, weighted=False), "G")

@@ -22,7 +22,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from pwgf_jax.calculus import Functional, check_functional
+from pwgf_jax.calculus import Functional
+from pwgf_jax.contract import check_functional
 from pwgf_jax.experiments.config import Call, Config, Method
 from pwgf_jax.experiments.data import Source
 from pwgf_jax.experiments.descents import Descent

@@ -19,6 +19,7 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, PyTree
 
 from pwgf_jax.calculus import Functional
+from pwgf_jax.contract import check_once, is_own
 from pwgf_jax.flows import Flow, FlowState, Status
 from pwgf_jax.flows.base import any_in_batch
 from pwgf_jax.krylov import check_key
@@ -222,6 +223,7 @@ def run(
     chunk: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     checkpoint: str | PathLike[str] | None = None,
+    check: bool = True,
 ) -> Solution:
     r"""Run a flow from one measure: one jitted ``lax.scan``, in chunks if somebody watches.
 
@@ -237,6 +239,7 @@ def run(
         progress: called after every chunk with a :class:`Progress`.
         checkpoint: file to go on from if it exists, and to save to: after chunks, when a twentieth of the steps or five
             minutes have passed since the last time, and at the end.
+        check: whether a functional that is new here is tried first, see :func:`pwgf_jax.contract.check_functional`.
 
     Returns:
         A :class:`Solution`. A value that is not finite is a status, not an error.
@@ -244,8 +247,8 @@ def run(
     Raises:
         TypeError: if the key is no typed key, the flow no :class:`pwgf_jax.Flow`, F no function, the start no
             :class:`pwgf_jax.Particles`, or F(mu) no scalar.
-        ValueError: if steps are negative, the weights are no probabilities, or the checkpoint is damaged or of another
-            run or version of jax.
+        ValueError: if steps are negative, the weights are no probabilities, F is no function of the measure, or the
+            checkpoint is damaged or of another run or version of jax.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -269,6 +272,8 @@ def run(
             "give non-negative weights with sum one, such as Particles.uniform(points)."
         )
     _check_value(F, mu0)
+    if check:
+        check_once(F, mu0)
     record = Record() if record is None else record
     functional = traceable(F)
     leaves, shape = jax.tree.flatten(functional)
@@ -308,6 +313,7 @@ def sweep(
     chunk: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     checkpoint: str | PathLike[str] | None = None,
+    check: bool = True,
 ) -> Solution:
     r"""Run a flow once per key: ``F, mu0 = problem(key)`` and then ``run(flow, F, mu0, key, steps)``, for all keys.
 
@@ -325,6 +331,7 @@ def sweep(
         chunk: as in :func:`run`; a hundredth of all steps by default.
         progress: called after every chunk with a :class:`Progress`.
         checkpoint: as in :func:`run`.
+        check: as in :func:`run`, on the problem of the first key.
 
     Returns:
         A :class:`Solution` with a leading seed axis on everything.
@@ -351,6 +358,7 @@ def sweep(
     if keys.ndim != 1 or keys.shape[0] == 0:
         raise ValueError(f"sweep: keys have shape {keys.shape}; give one key per seed, jax.random.split(key, seeds).")
     record = Record() if record is None else record
+    trusted: list[bool] = []
 
     def examine(key: Array) -> Array:
         try:
@@ -364,9 +372,12 @@ def sweep(
             raise TypeError(f"sweep: problem(key) returns a {type(pair).__name__}; return (functional, Particles).")
         _check(steps, pair[1])
         _check_value(*pair)
+        trusted.append(is_own(pair[0]))
         return jnp.zeros(())
 
     jax.eval_shape(examine, keys[0])
+    if check and not trusted[-1]:
+        check_once(*problem(keys[0]))
 
     def start(key: Array) -> FlowState:
         F, mu0 = problem(key)

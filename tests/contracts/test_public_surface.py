@@ -24,19 +24,31 @@ _spec = find_spec(PACKAGE)
 assert _spec is not None
 HOME = Path(next(iter(_spec.submodule_search_locations or [])))
 
-MATHEMATICS = {"measures", "calculus", "krylov", "perturbation", "certify"}
-BELOW_EXPERIMENTS = {*MATHEMATICS, "theory", "kernels", "functionals", "problems", "transforms", "flows", "solve"}
+MATHEMATICS = {"measures", "calculus", "contract", "krylov", "perturbation", "certify"}
+BELOW_EXPERIMENTS = {
+    *MATHEMATICS,
+    "theory",
+    "kernels",
+    "functionals",
+    "problems",
+    "transforms",
+    "flows",
+    "solve",
+    "compatibility",
+}
 # Room (a module or a package below pwgf_jax) -> the rooms it may import: the arrows of the design. Private
 # rooms (pwgf_jax._name) are for what has no room of its own: they know measures only, and everyone may use them.
 MAY_IMPORT: dict[str, set[str]] = {
+    "compatibility": set(),
     "measures": set(),
     "kernels": {"measures"},
     "functionals": {"measures", "kernels"},
     "problems": {"measures", "kernels", "functionals", "calculus", "krylov"},
     "calculus": {"measures"},
+    "contract": {"measures", "calculus"},
     "krylov": {"measures", "calculus"},
     "perturbation": {"measures", "kernels", "calculus", "krylov"},
-    "certify": {"measures", "calculus", "krylov", "perturbation"},
+    "certify": {"measures", "calculus", "contract", "krylov", "perturbation"},
     "theory": {"measures", "calculus", "krylov", "perturbation"},
     "transforms": {*MATHEMATICS, "kernels"},
     "flows": {*MATHEMATICS, "kernels", "transforms"},

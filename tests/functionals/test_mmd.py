@@ -16,7 +16,8 @@ from pwgf_jax import (
     wasserstein_gradient,
     wasserstein_hessian,
 )
-from pwgf_jax.calculus import PairwiseForm, check_functional, integral_product
+from pwgf_jax.calculus import PairwiseForm, integral_product
+from pwgf_jax.contract import check_functional
 from pwgf_jax.functionals import coulomb, mmd
 from pwgf_jax.kernels import energy, feature, gaussian, random_features
 

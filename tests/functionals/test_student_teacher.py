@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pwgf_jax import Particles, first_variation, wasserstein_gradient, wasserstein_hessian
-from pwgf_jax.calculus import check_functional
+from pwgf_jax.contract import check_functional
 from pwgf_jax.flows.spectral import gram_function
 from pwgf_jax.functionals import small_networks, student_teacher
 from pwgf_jax.krylov import dense_function
