@@ -28,6 +28,7 @@ from pwgf_jax.transforms.curvature import (
     zeroth_order_descent,
 )
 from pwgf_jax.transforms.dimer import DimerState, dimer
+from pwgf_jax.transforms.masked import masked
 from pwgf_jax.transforms.newton import CubicState, absolute_inverse, cubic_newton, scale_by_saddle_free_newton
 from pwgf_jax.transforms.perturb import (
     PerturbState,
@@ -82,6 +83,7 @@ __all__ = [
     "gaussian_noise",
     "gradient_trigger",
     "hessian_product_noise",
+    "masked",
     "negative_curvature",
     "negative_curvature_descent",
     "negative_curvature_online",

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
 from pwgf_jax.krylov import check_key
@@ -47,11 +48,6 @@ def _keep(x: Array, indices: Array) -> Array:
     return jnp.zeros_like(x).at[indices].set(x[indices])
 
 
-def _check_k(caller: str, k: int) -> None:
-    if k < 1:
-        raise ValueError(f"{caller}: k={k}; keep at least one coordinate.")
-
-
 def _check_size(caller: str, k: int, x: Array) -> None:
     if k > x.size:
         raise ValueError(f"{caller}: k={k} of {x.size} parameters; give at most that many.")
@@ -67,7 +63,7 @@ def top_k(k: int) -> Compressor:
         A :class:`Compressor`.
 
     Raises:
-        ValueError: if K is below one, or above the number of parameters.
+        ValueError: if K is no whole number, or above the number of parameters.
 
     Example:
         >>> import jax.numpy as jnp
@@ -77,7 +73,7 @@ def top_k(k: int) -> Compressor:
     References:
         Avdiukhin, Yaroslavtsev, arXiv:2105.10090.
     """
-    _check_k("top_k", k)
+    k = trees.whole("top_k: k", k)
 
     def compress(key: Any, x: Float[Array, " d"]) -> Float[Array, " d"]:
         del key
@@ -99,7 +95,7 @@ def random_k(k: int) -> Compressor:
         A :class:`Compressor`.
 
     Raises:
-        ValueError: if K is below one, or above the number of parameters.
+        ValueError: if K is no whole number, or above the number of parameters.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -109,7 +105,7 @@ def random_k(k: int) -> Compressor:
     References:
         Avdiukhin, Yaroslavtsev, arXiv:2105.10090.
     """
-    _check_k("random_k", k)
+    k = trees.whole("random_k: k", k)
 
     def compress(key: Any, x: Float[Array, " d"]) -> Float[Array, " d"]:
         _check_size("random_k", k, x)
@@ -124,7 +120,7 @@ class ErrorFeedbackState(NamedTuple):
     Args:
         key: for the compressor's next draw; the same on all workers.
         count: updates made, int32.
-        error: what has not been sent yet, shaped like the parameters.
+        error: what has not been sent yet, shaped like the parameters, of float32 at least.
         bits: what this worker has sent so far, float32.
 
     Example:
@@ -153,16 +149,18 @@ def error_feedback(compressor: Compressor, *, reset_every: int, key: Array) -> o
         key: typed random key, the same on all workers.
 
     Returns:
-        A transformation that needs no extra argument; updates leave it in the dtypes of the parameters.
+        A transformation that needs no extra argument; updates leave it in the dtypes of the parameters, if it is given
+        these.
 
     Raises:
-        ValueError: if ``reset_every`` is below one.
-        TypeError: if the key is no typed key.
+        ValueError: if ``reset_every`` is no whole number.
+        TypeError: if the key is no typed key or a parameter no real number.
 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> transform = error_feedback(top_k(1), reset_every=10, key=jax.random.key(0))
-        >>> sent, state = transform.update(jnp.array([1.0, 3.0]), transform.init(jnp.zeros(2, "float32")))
+        >>> x = jnp.zeros(2, "float32")
+        >>> sent, state = transform.update(jnp.array([1.0, 3.0]), transform.init(x), x)
         >>> sent.tolist(), state.error.tolist(), float(state.bits)
         ([0.0, 3.0], [1.0, 0.0], 33.0)
 
@@ -170,33 +168,35 @@ def error_feedback(compressor: Compressor, *, reset_every: int, key: Array) -> o
         Avdiukhin, Yaroslavtsev, NeurIPS 2021, arXiv:2105.10090; the fixed period of the reset is ours.
     """
     check_key(key, "error_feedback")
-    if reset_every < 1 or int(reset_every) != reset_every:
-        raise ValueError(f"error_feedback: reset_every={reset_every}; give a whole number of updates, at least one.")
+    reset_every = trees.whole("error_feedback: reset_every", reset_every)
 
     def init(params: PyTree) -> ErrorFeedbackState:
-        return ErrorFeedbackState(
-            key, jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32)
-        )
+        trees.real("error_feedback", params)
+        zero = jnp.zeros((), jnp.int32)
+        return trees.copied(ErrorFeedbackState(key, zero, trees.zeros(params), jnp.zeros((), jnp.float32)))
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, ErrorFeedbackState]:
-        del params, extra_args
+        del extra_args
         next_key, draw_key = jax.random.split(state.key)
         count = state.count + 1
         whole, unravel = trees.ravel(jax.tree.map(lambda e, g: e + g.astype(e.dtype), state.error, updates))
         sent = jnp.where(count % reset_every == 0, whole, compressor.compress(draw_key, whole))
-        width = jnp.finfo(whole.dtype).bits
+        fixed = updates if params is None else params
+        leaves = jax.tree.map(lambda v, x: v.astype(jnp.result_type(x)), unravel(sent), fixed)
+        error = unravel(whole - trees.ravel(leaves)[0].astype(whole.dtype))  # what their dtype drops is not sent
+        width = max((jnp.finfo(leaf.dtype).bits for leaf in jax.tree.leaves(leaves)), default=0)
         resets = count // reset_every
         # From the counts, not by adding up: a float32 sum would stand still after 2²⁴ terms.
         bits = resets.astype(jnp.float32) * float(width * whole.size)
         bits += (count - resets).astype(jnp.float32) * float(compressor.bits(whole.size, width))
-        return unravel(sent), ErrorFeedbackState(next_key, count, unravel(whole - sent), bits)
+        return leaves, ErrorFeedbackState(next_key, count, error, bits)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def average_over(axis_name: str) -> optax.GradientTransformation:
+def average_over(axis_name: str) -> optax.GradientTransformationExtraArgs:
     r"""Average the updates over workers, :math:`\frac1W\sum_wu_w`.
 
     Workers are simulated by ``jax.vmap(..., axis_name=...)``, or are devices under ``jax.shard_map``: the same code.
@@ -214,14 +214,15 @@ def average_over(axis_name: str) -> optax.GradientTransformation:
         >>> jax.vmap(step, axis_name="workers")(jnp.array([1.0, 3.0])).tolist()
         [2.0, 2.0]
     """
-    return optax.stateless(lambda updates, params: jax.lax.pmean(updates, axis_name))
+    average = optax.stateless(lambda updates, params: jax.lax.pmean(updates, axis_name))
+    return optax.with_extra_args_support(average)
 
 
-def _spread_noise(radius: float, key: Array) -> optax.GradientTransformation:
+def _spread_noise(radius: float | Array, key: Array) -> optax.GradientTransformation:
     """White noise of root-mean-square length ``radius`` over all parameters together."""
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
-        size = sum(leaf.size for leaf in jax.tree.leaves(updates))
+        size = trees.size(updates)
         with jax.numpy_dtype_promotion("standard"):  # optax raises its int32 count to a float
             return optax.add_noise(radius**2 / size, 0.0, key).update(updates, state, params)
 
@@ -232,7 +233,7 @@ def compressed_sgd(
     learning_rate: Any,
     compressor: Compressor,
     *,
-    noise_radius: float,
+    noise_radius: float | Array,
     reset_every: int,
     key: Array,
     axis_name: str | None = None,
@@ -278,15 +279,16 @@ def compressed_sgd(
         Avdiukhin, Yaroslavtsev, NeurIPS 2021, arXiv:2105.10090.
     """
     check_key(key, "compressed_sgd")
-    if not 0 <= noise_radius < math.inf:
+    if not isinstance(noise_radius, Tracer) and not 0 <= noise_radius < math.inf:
         raise ValueError(f"compressed_sgd: noise_radius={noise_radius}; give zero or a positive number.")
     noise_key, compressor_key = jax.random.split(key)
     parts = [
         optax.scale_by_learning_rate(learning_rate),
         error_feedback(compressor, reset_every=reset_every, key=compressor_key),
     ]
-    if noise_radius > 0:
+    if isinstance(noise_radius, Tracer) or noise_radius > 0:
         parts.insert(0, _spread_noise(noise_radius, noise_key))
     if axis_name is not None:
         parts.append(average_over(axis_name))
-    return optax.with_extra_args_support(optax.chain(*parts))
+    chain = optax.with_extra_args_support(optax.chain(*parts))
+    return optax.GradientTransformationExtraArgs(lambda params: trees.copied(chain.init(params)), chain.update)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from pwgf_jax.krylov import check_key
+from pwgf_jax.krylov import check_key, eigh
 from pwgf_jax.transforms import trees
 
 __all__ = ["ConstrainedState", "Domain", "ball", "box", "constrained_escape", "polytope", "simplex"]
@@ -105,7 +105,7 @@ def ball(radius: float, center: PyTree = 0.0) -> Domain:
 
 def _least_in_ball(hessian: Array, back: Array, radius: Array) -> Array:
     """Minimise d'Hd over |d − back| ≤ R: the global solution."""
-    values, vectors = jnp.linalg.eigh(hessian)
+    values, vectors = eigh(hessian)
     slopes = values * (vectors.T @ back)  # of w'Hw + 2 w'H back, w = d − back, in eigen-coordinates
     positive = values + jnp.maximum(-values[0], 0)
 
@@ -394,8 +394,10 @@ def constrained_escape(
         raise ValueError('constrained_escape: the domain has no projection; choose first_order="frank_wolfe".')
 
     def init(params: PyTree) -> ConstrainedState:
-        zero = jnp.zeros((), trees.ravel(params)[0].dtype)
-        return ConstrainedState(key, zero + jnp.inf, zero, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+        trees.real("constrained_escape", params)
+        zero = jnp.zeros((), trees.dtype(params))
+        state = ConstrainedState(key, zero + jnp.inf, zero, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+        return trees.copied(state)
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
@@ -404,6 +406,7 @@ def constrained_escape(
         trees.needed("constrained_escape", params=params, value_fn=value_fn)
         x, unravel = trees.ravel(params)
         g = trees.ravel(updates)[0].astype(x.dtype)
+        L, M, enough, curved = (jnp.asarray(n, x.dtype) for n in (smoothness, hessian_lipschitz, eps, gamma))
         next_key, search_key = jax.random.split(state.key)
         with jax.default_matmul_precision("highest"):
             toward = domain.oracle(g) - x
@@ -411,9 +414,9 @@ def constrained_escape(
 
             def first() -> tuple[Array, Array, Array]:
                 if project is not None and first_order == "projected":
-                    move = project(x - g / smoothness) - x
+                    move = project(x - g / L) - x
                 else:
-                    square = smoothness * (toward @ toward)
+                    square = L * (toward @ toward)
                     move = jnp.clip(gap / jnp.where(square > 0, square, 1), 0, 1) * toward
                 return move, state.curvature, jnp.zeros((), bool)
 
@@ -421,12 +424,12 @@ def constrained_escape(
                 product = jax.linearize(jax.grad(lambda flat: value_fn(unravel(flat))), x)[1]
                 d = domain.search(search_key, product, x, g) - x
                 curvature = d @ product(d)
-                length = jnp.asarray(gamma / (hessian_lipschitz * domain.diameter(x) ** 3), x.dtype)
-                saddle = curvature < -gamma
-                return jnp.where(saddle, jnp.minimum(length, 1), 0) * d, curvature, curvature >= -gamma
+                length = curved / (M * jnp.asarray(domain.diameter(x), x.dtype) ** 3)
+                saddle = curvature < -curved
+                return jnp.where(saddle, jnp.minimum(length, 1), 0) * d, curvature, curvature >= -curved
 
             # A gap that is no number is no small one; and who has stopped looks no further.
-            searches = (gap <= eps) & ~state.stopped
+            searches = (gap <= enough) & ~state.stopped
             move, curvature, ends = jax.lax.cond(searches, second, first)
         stopped = state.stopped | ends
         count = state.searches + searches.astype(jnp.int32)

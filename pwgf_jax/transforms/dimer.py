@@ -21,7 +21,7 @@ class DimerState(NamedTuple):
     """State of :func:`dimer`.
 
     Args:
-        direction: N, shaped like the parameters, of norm one over all of them together.
+        direction: N, shaped like the parameters, of float32 at least, of norm one over all of them together.
         curvature: along N, when it was last measured (zero before), just before N was turned.
         count: updates made, int32.
 
@@ -41,9 +41,9 @@ def _plus(tree: PyTree, factor: Any, direction: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, n: leaf + jnp.asarray(factor, leaf.dtype) * n.astype(leaf.dtype), tree, direction)
 
 
-def _dot(a: PyTree, b: PyTree) -> Array:
-    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
-        return jnp.asarray(optax.tree.vdot(a, b))
+def _along(tree: PyTree, direction: PyTree) -> Array:
+    n = trees.ravel(direction)[0]
+    return trees.ravel(tree)[0].astype(n.dtype) @ n
 
 
 def dimer(
@@ -125,15 +125,15 @@ def dimer(
             raise ValueError(f"dimer: {name}={number}; give zero or a positive number.")
         if number > 0 and mode != "repel":
             raise ValueError(f'dimer: {name}={number} has no use in mode="{mode}"; leave it out or choose "repel".')
-    if every < 1 or int(every) != every:
-        raise ValueError(f"dimer: every={every}; give a whole number of updates, at least one.")
+    every = trees.whole("dimer: every", every)
     rate = rotation_rate if mode == "as_published" else -rotation_rate / separation
 
     def init(params: PyTree) -> DimerState:
-        drawn = optax.tree.random_like(key, params, jax.random.normal)
+        trees.real("dimer", params)
+        drawn = optax.tree.random_like(key, trees.zeros(params), jax.random.normal)
         length = trees.norm(drawn)
         direction = jax.tree.map(lambda leaf: leaf / length.astype(leaf.dtype), drawn)
-        return DimerState(direction, jnp.zeros_like(length), jnp.zeros((), jnp.int32))
+        return trees.copied(DimerState(direction, jnp.zeros_like(length), jnp.zeros((), jnp.int32)))
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
@@ -144,8 +144,8 @@ def dimer(
         def rotated(direction: PyTree, curvature: Array) -> tuple[PyTree, Array]:
             with jax.default_matmul_precision("highest"):
                 ahead = jax.grad(value_fn)(_plus(params, separation, direction))
-            change = jax.tree.map(lambda a, g, n: (a - g.astype(a.dtype)).astype(n.dtype), ahead, updates, direction)
-            along = _dot(change, direction)
+            change = jax.tree.map(lambda a, g, n: a.astype(n.dtype) - g.astype(n.dtype), ahead, updates, direction)
+            along = _along(change, direction)
             turned = _plus(direction, rate, _plus(change, -along, direction))
             length = trees.norm(turned)
             usable = jnp.isfinite(length) & (length > 0)  # one gradient that overflows must not cost the direction
@@ -155,7 +155,7 @@ def dimer(
         direction, curvature = jax.lax.cond(
             state.count % every == 0, rotated, lambda *same: same, state.direction, state.curvature
         )
-        slope = _dot(updates, direction)
+        slope = _along(updates, direction)
         if mode == "repel":
             least = kick * jnp.abs(curvature).astype(slope.dtype)
             push = strength * slope + jnp.where(jnp.abs(slope) < least, jnp.where(slope < 0, -least, least), 0)

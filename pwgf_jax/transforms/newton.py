@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from pwgf_jax import krylov
@@ -46,6 +45,10 @@ def _hessian(value_fn: Callable[[PyTree], Array], params: PyTree) -> Callable[[P
         return jax.linearize(jax.grad(value_fn), params)[1]
 
 
+def _like(updates: PyTree, params: PyTree) -> PyTree:
+    return jax.tree.map(lambda u, x: u.astype(jnp.result_type(x)), updates, params)
+
+
 def scale_by_saddle_free_newton(
     beta: float | Array, *, depth: int = 20, damping: Literal["inside", "outside"] = "inside"
 ) -> optax.GradientTransformationExtraArgs:
@@ -63,8 +66,8 @@ def scale_by_saddle_free_newton(
         A transformation whose ``update`` needs ``params`` and ``value_fn``.
 
     Raises:
-        ValueError: if β or the depth is not positive.
-        TypeError: if an extra argument is missing.
+        ValueError: if β is not positive or the depth no whole number.
+        TypeError: if a parameter is no real number or an extra argument is missing.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
@@ -79,12 +82,12 @@ def scale_by_saddle_free_newton(
         Dauphin et al., NeurIPS 2014, arXiv:1406.2572; the same function of the Hessian as
         :func:`pwgf_jax.saddle_free_newton`.
     """
-    if (not isinstance(beta, Tracer) and not beta > 0) or depth < 1:
-        raise ValueError(f"scale_by_saddle_free_newton: beta={beta}, depth={depth}; give beta > 0 and depth >= 1.")
+    trees.positive("scale_by_saddle_free_newton: beta", beta)
+    depth = trees.whole("scale_by_saddle_free_newton: depth", depth)
     phi = absolute_inverse(beta, damping)
 
     def init(params: PyTree) -> optax.EmptyState:
-        del params
+        trees.real("scale_by_saddle_free_newton", params)
         return optax.EmptyState()
 
     def update(
@@ -94,7 +97,7 @@ def scale_by_saddle_free_newton(
         trees.needed("scale_by_saddle_free_newton", params=params, value_fn=value_fn)
         hessian = _hessian(value_fn, params)
         with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
-            return matrix_function(hessian, updates, phi, min(depth, trees.size(params))), state
+            return matrix_function(hessian, _like(updates, params), phi, min(depth, trees.size(params))), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -135,8 +138,8 @@ def cubic_newton(lipschitz: float | Array, *, depth: int = 20, key: Array) -> op
         A transformation whose ``update`` needs ``params`` and ``value_fn``.
 
     Raises:
-        ValueError: if M or the depth is not positive.
-        TypeError: if the key is no typed key or an extra argument is missing.
+        ValueError: if M is not positive or the depth no whole number.
+        TypeError: if the key is no typed key, a parameter no real number, or an extra argument is missing.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -151,12 +154,13 @@ def cubic_newton(lipschitz: float | Array, *, depth: int = 20, key: Array) -> op
         random turn.
     """
     check_key(key, "cubic_newton")
-    if (not isinstance(lipschitz, Tracer) and not lipschitz > 0) or depth < 1:
-        raise ValueError(f"cubic_newton: lipschitz={lipschitz}, depth={depth}; give positive numbers.")
+    trees.positive("cubic_newton: lipschitz", lipschitz)
+    depth = trees.whole("cubic_newton: depth", depth)
 
     def init(params: PyTree) -> CubicState:
+        trees.real("cubic_newton", params)
         dtype = trees.dtype(params)
-        return CubicState(key, jnp.full((), jnp.inf, dtype), jnp.zeros((), dtype))
+        return trees.copied(CubicState(key, jnp.full((), jnp.inf, dtype), jnp.zeros((), dtype)))
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
@@ -167,13 +171,13 @@ def cubic_newton(lipschitz: float | Array, *, depth: int = 20, key: Array) -> op
         hessian = _hessian(value_fn, params)
         # Leaves may differ in dtype.
         with jax.default_matmul_precision("highest"), jax.numpy_dtype_promotion("standard"):
-            flat = krylov.flatten(hessian, updates)
-            gradient = flat.to_flat(updates)
+            flat = krylov.flatten(hessian, params)
+            gradient = flat.to_flat(_like(updates, params))
             length = jnp.linalg.norm(gradient)
             unit = jnp.where(length > 0, gradient / jnp.where(length > 0, length, 1), 0)
             turn = jax.random.normal(turn_key, gradient.shape, gradient.dtype)
             start = unit + 1e-2 * turn / jnp.linalg.norm(turn)
-            found = krylov.decompose(flat.matvec, start, min(depth, gradient.size))
+            found = krylov.decompose(flat, start, min(depth, gradient.size))
             values, vectors, genuine = krylov.ritz(found)
             slopes = vectors.T @ (found.basis @ gradient)
             coefficients = _cubic_step(values, slopes, genuine, lipschitz)

@@ -69,8 +69,8 @@ class SSRGDState(NamedTuple):
         count: updates made, int32.
         inner: steps made in this epoch, int32; zero where the next update opens one.
         point: parameters of the last update.
-        gradient: the estimate v there, structured like the parameters.
-        gradients: gradients of single terms spent, int32.
+        gradient: the estimate v there, structured like the parameters, of float32 at least.
+        gradients: gradients of single terms spent, int32; it ends at 2³¹ − 1.
         window: the last super-epoch, a :class:`pwgf_jax.transforms.Window`; ``saved`` are the parameters before its
             jump, a second-order point with high probability if it then ended without decrease.
         perturbed: whether the last update was a jump.
@@ -160,20 +160,18 @@ def ssrgd(
     check_key(key, "ssrgd")
     large = size if online_batch is None else online_batch
     check_batches("ssrgd", size, batch=batch, online_batch=large)
-    if min(epoch, t_thres) < 1 or int(epoch) != epoch or int(t_thres) != t_thres:
-        raise ValueError(f"ssrgd: epoch={epoch}, t_thres={t_thres}; give whole numbers of steps, at least one.")
+    epoch, t_thres = trees.whole("ssrgd: epoch", epoch), trees.whole("ssrgd: t_thres", t_thres)
     if any(not isinstance(number, Tracer) and not number >= 0 for number in (eps, f_thres)):
         raise ValueError(f"ssrgd: eps={eps}, f_thres={f_thres}; give numbers that are not negative.")
     noise = ball_noise(radius)
     trigger = gradient_trigger(eps=eps, k_thres=t_thres, f_thres=f_thres)
 
     def init(params: PyTree) -> SSRGDState:
-        def zeros() -> PyTree:  # each its own, so that a caller may donate the state
-            return jax.tree.map(jnp.zeros_like, params)
-
-        window = trigger.init(zeros(), jnp.full((), jnp.inf, trees.dtype(params)))
+        trees.real("ssrgd", params)
+        point = jax.tree.map(jnp.zeros_like, params)
+        window = trigger.init(point, jnp.full((), jnp.inf, trees.dtype(params)))
         zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-        return SSRGDState(key, zero, zero, zeros(), zeros(), zero, window, no)
+        return trees.copied(SSRGDState(key, zero, zero, point, trees.zeros(params), zero, window, no))
 
     def update(
         updates: PyTree,
@@ -215,6 +213,7 @@ def ssrgd(
             return jax.tree.map(lambda leaf: -jnp.asarray(rate, leaf.dtype) * leaf, v)
 
         step = jax.lax.cond(jumps, jump, descend, v)
+        step = jax.tree.map(lambda s, x: s.astype(jnp.result_type(x)), step, params)
         since = count - window.jumped_at
         # To end with probability 1/m, 1/(m − 1), …, 1 makes the length of an epoch uniform.
         chance = jax.random.randint(end_key, (), 0, epoch - inner) == 0
@@ -222,7 +221,7 @@ def ssrgd(
         inner = jnp.where(jumps | ends, 0, inner + 1)
         opened = trigger.jump(window, count, params, value)
         window = jax.tree.map(lambda new, old: jnp.where(jumps, new, old), opened, window)
-        state = SSRGDState(next_key, count + 1, inner, params, v, state.gradients + terms, window, jumps)
+        state = SSRGDState(next_key, count + 1, inner, params, v, trees.total(state.gradients, terms), window, jumps)
         return step, state
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -14,6 +14,7 @@ from pwgf_jax.transforms import (
     constrained_escape,
     cubic_newton,
     dimer,
+    error_feedback,
     gradient_trigger,
     hessian_product_noise,
     negative_curvature_descent,
@@ -33,53 +34,55 @@ KEY = jax.random.key(0)
 JUMPS: dict[str, Any] = {"eps": 1e-3, "k_thres": 4, "f_thres": 1e-4}
 KNOWN: dict[str, Any] = {"smoothness": 2.0, "hessian_lipschitz": 6.0, "eps": 1e-2}
 SUM: dict[str, Any] = {"size": 4, "batch": 2, "key": KEY}
-SEARCH: dict[str, Any] = {"delta": 0.5, "steps": 5}
+SEARCH: dict[str, Any] = {**KNOWN, "delta": 0.5, "key": KEY}
 DIMER: dict[str, Any] = {"separation": 1e-2, "rotation_rate": 0.1, "every": 2, "kick": 0.1, "key": KEY}
 
-# Each as a function of one of its numbers, with two values of it.
-BY_NUMBER: dict[str, Any] = {
-    "perturb, ball": (lambda r: perturb_at_saddle(ball_noise(r), gradient_trigger(**JUMPS), KEY), 0.1, 0.2),
-    "perturb, hessian": (
-        lambda eta: perturb_at_saddle(hessian_product_noise(eta), gradient_trigger(**JUMPS), KEY),
-        0.1,
-        0.2,
+
+def jumping(noise: Any) -> Any:
+    """``perturb_at_saddle`` as a function of numbers."""
+
+    def make(*, scale: Any, eps: Any, k_thres: Any, f_thres: Any, key: Any) -> Any:
+        return perturb_at_saddle(noise(scale), gradient_trigger(eps=eps, k_thres=k_thres, f_thres=f_thres), key)
+
+    return make
+
+
+# The factory, what it is given (the rest are its defaults), and another value of one of its numbers.
+FACTORIES: dict[str, tuple[Any, dict[str, Any], dict[str, float]]] = {
+    "perturb, ball": (jumping(ball_noise), {"scale": 0.1, **JUMPS, "key": KEY}, {"scale": 0.2}),
+    "perturb, hessian": (jumping(hessian_product_noise), {"scale": 0.1, **JUMPS, "key": KEY}, {"scale": 0.2}),
+    "pgd": (pgd, {"learning_rate": 0.1, "radius": 0.1, **JUMPS, "key": KEY}, {"radius": 0.2}),
+    "saddle-free newton": (scale_by_saddle_free_newton, {"beta": 0.1}, {"beta": 0.2}),
+    "cubic newton": (cubic_newton, {"lipschitz": 6.0, "key": KEY}, {"lipschitz": 8.0}),
+    "negative curvature": (negative_curvature_descent, SEARCH, {"eps": 1e-6}),
+    "zeroth order": (zeroth_order_descent, SEARCH, {"smoothness": 3.0}),
+    "dimer": (dimer, {**DIMER, "strength": 1.0}, {"strength": 2.0}),
+    "error feedback": (error_feedback, {"compressor": top_k(1), "reset_every": 3, "key": KEY}, {}),
+    "compressed sgd": (
+        compressed_sgd,
+        {"learning_rate": 0.1, "compressor": top_k(1), "noise_radius": 0.1, "reset_every": 3, "key": KEY},
+        {"learning_rate": 0.2},
     ),
-    "pgd": (lambda r: pgd(0.1, radius=r, **JUMPS, key=KEY), 0.1, 0.2),
-    "saddle-free newton": (lambda beta: scale_by_saddle_free_newton(beta, depth=3), 0.1, 0.2),
-    "cubic newton": (lambda M: cubic_newton(M, key=KEY, depth=3), 6.0, 8.0),
-    "negative curvature": (
-        lambda eps: negative_curvature_descent(**KNOWN | {"eps": eps}, **SEARCH, key=KEY),
-        1e-2,
-        1e-6,
-    ),
-    "zeroth order": (lambda L: zeroth_order_descent(**KNOWN | {"smoothness": L}, **SEARCH, key=KEY), 2.0, 3.0),
-    "dimer": (lambda beta: dimer(**DIMER, strength=beta), 1.0, 2.0),
-    "compressed sgd": (lambda eta: compressed_sgd(eta, top_k(1), noise_radius=0.1, reset_every=3, key=KEY), 0.1, 0.2),
     "constrained": (
-        lambda M: constrained_escape(ball(2.0), **KNOWN | {"hessian_lipschitz": M}, gamma=0.1, key=KEY),
-        6.0,
-        8.0,
+        constrained_escape,
+        {"domain": ball(2.0), **KNOWN, "gamma": 0.1, "key": KEY},
+        {"hessian_lipschitz": 8.0},
     ),
-    "scale by measure": (lambda _: optax.with_extra_args_support(scale_by_measure()), None, None),
+    "scale by measure": (scale_by_measure, {}, {}),
     "ssrgd": (
-        lambda r: ssrgd(0.1, **SUM, epoch=2, radius=r, eps=1e-3, f_thres=1e-4, t_thres=4),
-        0.1,
-        0.2,
+        ssrgd,
+        {"learning_rate": 0.1, **SUM, "epoch": 2, "radius": 0.1, "eps": 1e-3, "f_thres": 1e-4, "t_thres": 4},
+        {"radius": 0.2},
     ),
-    "zo sgd": (lambda rho: zo_sgd_ncf(**KNOWN | {"hessian_lipschitz": rho}, **SUM, **SEARCH), 6.0, 8.0),
-    "zo scsg": (
-        lambda rho: zo_scsg_ncf(**KNOWN | {"hessian_lipschitz": rho}, **SUM, **SEARCH, large_batch=4),
-        6.0,
-        8.0,
-    ),
-    "zo spider": (
-        lambda rho: zo_spider_ncf(**KNOWN | {"hessian_lipschitz": rho}, **SUM, **SEARCH, large_batch=4, epoch=2),
-        6.0,
-        8.0,
-    ),
+    "zo sgd": (zo_sgd_ncf, SEARCH | SUM, {"hessian_lipschitz": 8.0}),
+    "zo scsg": (zo_scsg_ncf, SEARCH | SUM | {"large_batch": 4}, {"hessian_lipschitz": 8.0}),
+    "zo spider": (zo_spider_ncf, SEARCH | SUM | {"large_batch": 4, "epoch": 2}, {"hessian_lipschitz": 8.0}),
 }
-TRANSFORMS: dict[str, Any] = {name: lambda make=make, at=at: make(at) for name, (make, at, _) in BY_NUMBER.items()}
-NEEDS_NOTHING = {"compressed sgd", "scale by measure"}
+TRANSFORMS: dict[str, Any] = {
+    name: lambda make=make, given=given: make(**given) for name, (make, given, _) in FACTORIES.items()
+}
+NEEDS_NOTHING = {"error feedback", "compressed sgd", "scale by measure"}
+NEEDS_GRADIENTS = {"perturb, ball", "pgd"}  # and no function of the parameters
 NEEDS_TERMS = {"ssrgd", "zo sgd", "zo scsg", "zo spider"}  # what optax's line searches are passed is not enough
 
 

@@ -216,7 +216,7 @@ def test_simulated_workers_are_eight_devices(simulated, tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda key: top_k(0), "top_k: k=0; keep at least one"),
+        (lambda key: top_k(0), "top_k: k=0; give a whole number"),
         (lambda key: top_k(4).compress(key, jnp.ones(3)), "top_k: k=4 of 3 parameters"),
         (lambda key: random_k(4).compress(key, jnp.ones(3)), "random_k: k=4 of 3 parameters"),
         (lambda key: error_feedback(top_k(1), reset_every=0, key=key), "reset_every=0"),

@@ -121,7 +121,7 @@ def test_it_reaches_the_leading_eigenvector_from_the_exact_second(online, gap):
     [
         ({"batch": 7}, "ssrgd: batch=7 of 6 terms"),
         ({"online_batch": 0}, "ssrgd: online_batch=0"),
-        ({"epoch": 0}, "epoch=0, t_thres=7; give whole numbers"),
+        ({"epoch": 0}, "epoch=0; give a whole number"),
         ({"f_thres": -1.0}, r"f_thres=-1\.0; give numbers that are not negative"),
         ({"radius": 0.0}, r"radius=0\.0"),
     ],
