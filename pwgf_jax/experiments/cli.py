@@ -192,7 +192,7 @@ def _trusted(options: argparse.Namespace) -> bool:
 def _tolerances(parser: argparse.ArgumentParser) -> None:
     own = "the arm's own, if its gradient norm ever exceeded it, else 1 %% of the largest on record, at least 1e-3"
     parser.add_argument("--eps", type=float, help=f"gradient norm that counts as stationary; {own}")
-    scale = "1 %% of the largest absolute eigenvalue of the full Hessian at that seed's end"
+    scale = "1 %% of the largest absolute eigenvalue of the full Hessian there, of which the report gives λ_min's share"
     parser.add_argument("--delta", type=float, help=f"curvature that counts as negative; {scale}")
 
 

@@ -29,6 +29,10 @@ __all__ = [
 ]
 
 FRACTIONS = {"1/2": 0.5, "1/10": 0.1, "1/100": 0.01}
+_FORMER = (
+    "Version 0.1.0 said so where a perturbation bought no decrease within its window, and where a certificate held; "
+    "which of the two, it did not record."
+)
 NEVER = 1e18  # a step that no run reaches: quartiles with infinities would not be numbers
 
 
@@ -129,6 +133,11 @@ def _depths(arms: Mapping[str, Arm]) -> dict[str, float]:
     }
 
 
+def _statuses(arm: Arm) -> list[str]:
+    """How each seed ended, in the words of the version that ran it."""
+    return arm.info.get("status") or [Status(int(code)).name for code in arm.status]
+
+
 def _reached(steps: np.ndarray) -> str:
     reached = int(np.sum(steps < NEVER))
     if reached == 0:
@@ -155,7 +164,7 @@ def overview(arms: Mapping[str, Arm]) -> list[list[str]]:
     heading += [f"steps to {label} of F₀" for label in fractions] + ["jumps", "stopped at step", "ended as", "seconds"]
     rows, depths = [heading], _depths(arms)
     for name, arm in arms.items():
-        ended = Counter(Status(int(code)).name for code in arm.status)
+        ended = Counter(_statuses(arm))
         row = [name, *(spread(arm.of(record)[:, -1]) for record in (arm.objective, "gradient_norm"))]
         row += [spread(arm.of(record)[:, -1]) if record in arm.records else "–" for record in present]
         start = arm.of(arm.objective)[:, :1]
@@ -440,7 +449,9 @@ def summarise(folder: RunFolder) -> str:
             f"recording and checkpoints. {ESCAPE}"
         )
     parts += notes(arms)
-    meaning = {name: sentence for arm in arms.values() for name, sentence in arm.info["meaning"].items()}
+    meaning = {name: sentence for arm in arms.values() for name, sentence in arm.info["meaning"].items()} | {
+        name: _FORMER for arm in arms.values() for name in _statuses(arm) if name not in Status.__members__
+    }
     parts.append("\n".join(f"- `{name}`: {sentence}" for name, sentence in meaning.items()))
     if folder.unfinished:
         parts.append(f"Not finished: {', '.join(folder.unfinished)}. Go on with `pwgf resume {folder.path}`.")

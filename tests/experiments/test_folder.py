@@ -263,3 +263,15 @@ def test_the_problem_is_named_with_its_options(tiny, tmp_path):
     assert "ridge = 0.1" in problem
     assert "activation = " in problem
     assert problem.endswith("6 particles")
+
+
+def test_a_status_of_an_earlier_version_keeps_its_name_and_is_said_to_claim_too_much(finished):
+    folder = RunFolder(finished)
+    info = folder.info
+    info["arms"]["hessian"] |= {"status": ["second_order_stationary"] * 3}
+    info["arms"]["hessian"] |= {"meaning": {"second_order_stationary": "Second-order stationary: ..."}}
+    folder.write_info(info)
+    assert go("plot", finished) == 0
+    summary = (finished / "summary.md").read_text(encoding="utf-8")
+    assert "3 second_order_stationary" in summary
+    assert "- `second_order_stationary`: Version 0.1.0 said so" in summary
