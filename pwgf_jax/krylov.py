@@ -19,7 +19,15 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from pwgf_jax.calculus import HessianOperator
 from pwgf_jax.measures import per_particle, single
 
-__all__ = ["Eigenpair", "Lanczos", "dense_function", "lanczos", "matrix_function", "smallest_eigenpair"]
+__all__ = [
+    "Eigenpair",
+    "Lanczos",
+    "dense_function",
+    "eigh",
+    "lanczos",
+    "matrix_function",
+    "smallest_eigenpair",
+]
 
 _dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 

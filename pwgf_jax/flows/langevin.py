@@ -24,12 +24,12 @@ def langevin(
 ) -> Flow:
     r"""Langevin dynamics of a measure, :math:`x_i\leftarrow x_i-\eta\,\nabla_\mu F(\mu,x_i)+\sigma_ku_i`, u ~ N(0, I).
 
-    * ``temperature`` τ: :math:`\sigma=\sqrt{2\eta\tau}`, mean-field Langevin, which descends F + τ·entropy. A confining
+    * ``temperature`` τ: :math:`\sigma=\sqrt{2\eta\tau}`, mean-field Langevin, which descends F + τ∫ρ log ρ. A confining
       potential is a part of F: ``lambda mu: G(mu) + confinement(mu)`` with :func:`pwgf_jax.functionals.potential`.
     * ``noise_level`` β: :math:`\sigma=\beta`, whatever the step size: the "diffusion" that noise injection is
       compared with.
 
-    Value and gradient norm are those of F, without the entropy.
+    Value and gradient norm are those of F, without τ∫ρ log ρ.
 
     Args:
         step_size: η, a number or a schedule; with a noise level also an optax transformation.

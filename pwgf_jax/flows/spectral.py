@@ -14,7 +14,7 @@ Newton, for comparison                 t/(t² + β)                  integral or
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +30,12 @@ from pwgf_jax.calculus import (
 )
 from pwgf_jax.flows.base import Direction, Evaluation, Flow, StepSize, flow
 from pwgf_jax.flows.noise import hessian_noise
-from pwgf_jax.krylov import dense_function, matrix_function
+from pwgf_jax.krylov import dense_function, eigh, matrix_function
 from pwgf_jax.measures import Field, Particles, norm, per_particle
 from pwgf_jax.transforms import absolute_inverse, gradient_trigger
 
 __all__ = [
+    "LevenbergMarquardt",
     "gram_function",
     "levenberg_marquardt",
     "saddle_free_newton",
@@ -47,49 +48,74 @@ __all__ = [
 Phi: TypeAlias = Callable[[Array, Array], Array]
 """φ(eigenvalues, gradient norm): a damping may shrink as the gradient does."""
 
-Damping: TypeAlias = float | Callable[[Array], Array]
-"""β: a positive number, or a function of the gradient norm, such as :func:`levenberg_marquardt`."""
-
 Solver: TypeAlias = Literal["lanczos", "dense", "gram"]
 
 
-def levenberg_marquardt(factor: float, floor: float = 0.0) -> Callable[[Array], Array]:
-    r"""The damping rule :math:`\sqrt\beta=\max(\mathrm{factor}\cdot\|\nabla_\mu F\|,\mathrm{floor})`.
-
-    Steps are short far from stationarity, where the quadratic model is not to be trusted, and tend to Newton's as the
-    gradient vanishes.
+class LevenbergMarquardt(NamedTuple):
+    """A damping λ that follows the gradient norm, see :func:`levenberg_marquardt`.
 
     Args:
-        factor: √β per gradient norm [1 / length].
-        floor: least √β [units of F per length²].
+        factor: λ per gradient norm [1 / length].
+        floor: least λ [units of F per length²].
+
+    Example:
+        >>> levenberg_marquardt(2.0)
+        LevenbergMarquardt(factor=2.0, floor=0.0)
+    """
+
+    factor: float
+    floor: float
+
+    def damping(self, gradient_norm: Array) -> Array:
+        """λ, for (H + λ)⁻¹ [curvature]."""
+        return jnp.maximum(self.factor * gradient_norm, self.floor)
+
+    def beta(self, gradient_norm: Array) -> Array:
+        """β = λ², for (H² + β)^(-1/2) [curvature squared]."""
+        return self.damping(gradient_norm) ** 2
+
+
+Damping: TypeAlias = float | LevenbergMarquardt | Callable[[Array], Array]
+"""β or λ: a positive number, a function of the gradient norm in the units asked for, or a rule that knows both."""
+
+
+def levenberg_marquardt(factor: float, floor: float = 0.0) -> LevenbergMarquardt:
+    r"""The damping rule :math:`\lambda=\max(\mathrm{factor}\cdot\|\nabla_\mu F\|,\mathrm{floor})`.
+
+    Where a β is asked for, inside :math:`(H^2+\beta)^{-1/2}`, it is λ². Steps are short far from stationarity, where
+    the quadratic model is not to be trusted, and tend to Newton's as the gradient vanishes.
+
+    Args:
+        factor: λ per gradient norm [1 / length].
+        floor: least λ [units of F per length²].
 
     Returns:
-        β as a function of the gradient norm.
+        A rule for ``beta`` and ``damping`` of the methods here.
 
     Raises:
         ValueError: if the factor is not positive or the floor negative.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> round(float(levenberg_marquardt(2.0)(jnp.float32(0.5))), 6)
-        1.0
+        >>> rule = levenberg_marquardt(6.0)
+        >>> float(rule.damping(jnp.float32(1.0))), float(rule.beta(jnp.float32(1.0)))
+        (6.0, 36.0)
 
     References:
         Fan and Yuan, Computing 74 (2005): damping by a power of the gradient norm keeps fast local convergence.
     """
-    if not factor > 0 or not floor >= 0:
+    if not 0 < factor < float("inf") or not 0 <= floor < float("inf"):
         raise ValueError(f"levenberg_marquardt: factor={factor}, floor={floor}; give factor > 0 and floor >= 0.")
-
-    def rule(gradient_norm: Array) -> Array:
-        # β = 0 is infinite on the null space, where a gradient of zero has nothing to be multiplied with.
-        return jnp.maximum(jnp.maximum(factor * gradient_norm, floor) ** 2, jnp.finfo(gradient_norm.dtype).tiny)
-
-    return rule
+    return LevenbergMarquardt(factor, floor)
 
 
-def _damping(name: str, value: Damping) -> Callable[[Array], Array]:
+def _damping(name: str, value: Damping, form: Literal["beta", "damping"]) -> Callable[[Array], Array]:
+    """A number as a function of the gradient norm, never zero."""
+    if isinstance(value, LevenbergMarquardt):
+        return _damping(name, value.beta if form == "beta" else value.damping, form)
     if callable(value):
-        return value
+        # Zero is infinite on the null space, where a gradient of zero has nothing to be multiplied with.
+        return lambda gradient_norm: jnp.maximum(value(gradient_norm), jnp.finfo(gradient_norm.dtype).tiny)
     if not 0 < value < float("inf"):
         raise ValueError(f"{name}={value}; give a positive number, or a function of the gradient norm.")
     return lambda gradient_norm: jnp.full_like(gradient_norm, value)
@@ -135,7 +161,7 @@ def gram_function(F: Any, mu: Particles, fn: Callable[[Array], Array]) -> Field:
         return jnp.einsum("ind,n,jnd->ij", flat, mu.weights, flat, precision="highest") / data
 
     gram = sum(jax.tree.leaves(jax.tree.map(leaf_gram, jacobian)))
-    values, vectors = jnp.linalg.eigh(gram)
+    values, vectors = eigh(gram)
     dual = vectors @ (fn(jnp.maximum(values, 0)) * (residual @ vectors)) / data
     present = (mu.weights > 0).astype(mu.weights.dtype)
     return jax.tree.map(lambda leaf: per_particle(present, leaf[0]) * jnp.tensordot(dual, leaf, axes=1), jacobian)
@@ -264,6 +290,8 @@ def saddle_free_newton(
 ) -> Flow:
     r"""Wasserstein saddle-free Newton (WSFN): :math:`x\leftarrow x-\eta\,(A^2+\beta)^{-1/2}\nabla_\mu F`.
 
+    A reconstruction: of the paper only the abstract was to be had, see the references.
+
     Per step, an eigendirection of curvature −δ grows by :math:`1+\eta\delta/\sqrt{\delta^2+\beta}` and one of curvature
     λ > 0 contracts by :math:`1-\eta\lambda/\sqrt{\lambda^2+\beta}`: saddles repel as minima attract.
     At an exact saddle the gradient is zero and so is the direction; a perturbation is needed to leave.
@@ -305,7 +333,7 @@ def saddle_free_newton(
     """
     if damping not in ("inside", "outside"):
         raise ValueError(f'saddle_free_newton: damping={damping!r}; choose "inside" or "outside".')
-    rule = _damping("saddle_free_newton: beta", beta)
+    rule = _damping("saddle_free_newton: beta", beta, "beta" if damping == "inside" else "damping")
 
     def phi(t: Array, gradient_norm: Array) -> Array:
         return absolute_inverse(rule(gradient_norm), damping)(t)
@@ -360,7 +388,7 @@ def sobolev_descent(
     References:
         Mroueh, Sercu, Raj, arXiv:1805.12062; the Hessian form is derived in the tests.
     """
-    rule = _damping("sobolev_descent: damping", damping)
+    rule = _damping("sobolev_descent: damping", damping, "damping")
     direction = spectral(lambda t, gradient_norm: 1 / (t + rule(gradient_norm)), depth=depth, solver=solver)
     return flow(direction, step_size, batch_size=batch_size)
 
@@ -400,6 +428,6 @@ def wasserstein_newton(
         >>> round(float(run(wasserstein_newton(1.0, beta=1e-6), F, start, jax.random.key(0), steps=1).value), 4)
         -0.0
     """
-    rule = _damping("wasserstein_newton: beta", beta)
+    rule = _damping("wasserstein_newton: beta", beta, "beta")
     direction = spectral(lambda t, g: t / (t**2 + rule(g)), part=part, depth=depth, solver=solver)
     return flow(direction, step_size, batch_size=batch_size)

@@ -1,6 +1,6 @@
 r"""Stein's methods: particles that approach :math:`\pi\propto e^{-E}` knowing only ∇E.
 
-SVGD descends F + entropy along the gradient smoothed by a kernel; KSD descent descends ½KSD², which is a functional
+SVGD descends F + ∫ρ log ρ along the gradient smoothed by a kernel; KSD descent descends ½KSD², which is a functional
 like any other, :func:`stein_discrepancy`. Where no energy is given it is the first variation of F, so that
 ``F = potential(E)`` or ``energy=E`` say the same, and a general F has its own Gibbs measures for targets.
 """
@@ -244,8 +244,8 @@ def svgd(
     r"""Stein variational gradient descent.
 
     :math:`x_i\leftarrow x_i-\gamma\sum_jw_j\,[k(x_i,x_j)\nabla E(x_j)-\nabla_{x_j}k(x_j,x_i)]`: the gradient of
-    F + entropy, smoothed by the kernel so that a cloud of particles has it. Value and gradient norm are those of
-    F, without the entropy. Costs N² pairs a step, held in row chunks; a perturbation or noise goes through
+    F + ∫ρ log ρ, smoothed by the kernel so that a cloud of particles has it. Value and gradient norm are those of
+    F, without ∫ρ log ρ. Costs N² pairs a step, held in row chunks; a perturbation or noise goes through
     ``flow(svgd_direction(kernel), ...)``.
 
     Args:

@@ -135,7 +135,9 @@ def mmd(
     for the particles and, in the constant, the target: with weights 1/N it is the mean over pairs, unbiased for
     samples of a measure. U ignores particles of weight zero and their order, but it counts particles: splitting one
     changes it. The gradient at query points sees all particles, so at ``at=mu.points`` it is the gradient at
-    the particles only if k(x, x) is constant, as it is for radial kernels and random features.
+    the particles only if k(x, x) is constant, as it is for radial kernels and random features. At the noisy points of
+    :func:`pwgf_jax.noise_injection` a particle's own clean copy stays in the sum; the authors' code removes it, which
+    changes the velocity at x + βu by :math:`\frac1{N-1}\nabla_1k(x+\beta u,x)`.
 
     Memory is O(chunk·(N + M)) in the value, in gradients and in Hessian products; with feature kernels
     (:func:`pwgf_jax.kernels.random_features`) time is linear in N + M too.

@@ -206,6 +206,10 @@ def matrix_factorization(
     Minima: :math:`h_\mu=\pm h^\circ` pointwise, F = 0. Saddle: :math:`h_\mu\equiv0` (antithetic pairs of neurons):
     gradient and local Hessian vanish, :math:`F=\frac c2\mathbb E|h^\circ|^4` and :math:`H_\mu\preceq0`.
 
+    A trap: at δ₍₀,₀₎, all weights zero, with σ(0) = 0 (tanh, erf), :math:`Dh_\mu=0`. Gradient and Hessian vanish, no
+    curvature is negative, and every noise whose energy is matched to tr H_μ² is zero, the isotropic one included: PWGF
+    does not move. Start elsewhere, or give :func:`pwgf_jax.isotropic_pwgf` a scale. With a sigmoid δ₍₀,w₎ is a saddle.
+
     Args:
         inputs: z, shape (M, l).
         targets: h°(z), shape (M, k), same dtype.
@@ -247,7 +251,8 @@ def icfl(
     optimum, and that of a three-layer network whose linear last layer is at the optimum. With
     :math:`S=\mathbb E[hh^\top]+\lambda I` and :math:`C=\mathbb E[f^\circ h^\top]`, V = C S⁻¹. Without ridge the value
     is undefined where S is singular (every neuron at zero, or fewer data than outputs); never start there. Every μ with
-    C = 0 is a saddle of the highest value, ½E|f°|².
+    C = 0 and E[hhᵀ] ≻ 0 is a saddle of the highest value, ½E|f°|². With ridge, neurons that are all zero have C = 0
+    too, and there with σ(0) = 0 gradient and Hessian vanish: no saddle, and no noise of the Hessian's leaves it.
 
     Args:
         inputs: z, shape (M, l).

@@ -20,10 +20,11 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from pwgf_jax.calculus import Functional
+from pwgf_jax.contract import check_once
 from pwgf_jax.flows import Status, gradient
 from pwgf_jax.flows.base import Direction, Perturbation
 from pwgf_jax.krylov import check_key
-from pwgf_jax.measures import Field, Particles, traceable
+from pwgf_jax.measures import Field, Particles, check_measure, traceable
 from pwgf_jax.perturbation import hessian_guided
 from pwgf_jax.solve.record import BUILT_IN, Stats
 
@@ -199,8 +200,13 @@ def _path(
 ) -> tuple[_Path, _Place]:
     """The path and its first place, once everything that people can get wrong is checked."""
     check_key(key, caller)
-    if not isinstance(mu0, Particles):
-        raise TypeError(f"{caller}: the start is a {type(mu0).__name__}; make one with Particles.uniform(points).")
+    check_measure(mu0, caller)
+    if not callable(integrator.direction):
+        raise TypeError(
+            f"{caller}: the direction is a {type(integrator.direction).__name__}; give (key, F, mu) -> Evaluation. "
+            "What changes with the step, such as injected(0.1), has no continuous time."
+        )
+    check_once(F, mu0)
     for name, number in (("rtol", integrator.rtol), ("atol", integrator.atol), ("max_steps", integrator.max_steps)):
         if not number > 0:
             raise ValueError(f"{caller}: {name}={number}; give a positive number.")

@@ -204,7 +204,14 @@ def test_levenberg_marquardt_damps_by_the_gradient(dtype, tolerance):
     expected = 2 / np.sqrt(4 + (0.5 * gradient_norm) ** 2)
     np.testing.assert_allclose(state.evaluation.field, expected, rtol=tolerance(dtype))
     rule = levenberg_marquardt(0.5, floor=0.1)
-    np.testing.assert_allclose([rule(jnp.asarray(g, dtype)) for g in (0.0, 0.1, 1.0)], [0.01, 0.01, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(
+        [rule.beta(jnp.asarray(g, dtype)) for g in (0.0, 0.1, 1.0)], [0.01, 0.01, 0.25], rtol=1e-6
+    )
+    # where λ is asked for and not β, it is the root
+    outside = after(saddle_free_newton(1.0, beta=levenberg_marquardt(0.5), damping="outside"), F, mu, steps=0)
+    np.testing.assert_allclose(outside.evaluation.field, 2 / (2 + 0.5 * gradient_norm), rtol=tolerance(dtype))
+    sobolev = after(sobolev_descent(1.0, damping=levenberg_marquardt(0.5)), F, mu, steps=0)
+    np.testing.assert_allclose(sobolev.evaluation.field, 2 / (0.5 * gradient_norm), rtol=tolerance(dtype))
 
 
 @pytest.mark.parametrize("solver", ["lanczos", "dense"])
