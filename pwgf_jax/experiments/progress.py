@@ -16,7 +16,15 @@ _PAUSE = 30.0  # seconds from one line to the next
 
 
 def say(sentence: str) -> None:
-    """Something that the user ought to know, progress or not."""
+    """Something that the user ought to know, progress or not.
+
+    Example:
+        >>> import contextlib, io
+        >>> with contextlib.redirect_stderr(io.StringIO()) as said:
+        ...     say("metrics.npz is damaged.")
+        >>> said.getvalue()
+        'pwgf: metrics.npz is damaged.\\n'
+    """
     print(f"pwgf: {sentence}", file=sys.stderr)
 
 
