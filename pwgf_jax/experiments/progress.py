@@ -22,8 +22,8 @@ def say(sentence: str) -> None:
         >>> import contextlib, io
         >>> with contextlib.redirect_stderr(io.StringIO()) as said:
         ...     say("metrics.npz is damaged.")
-        >>> said.getvalue()
-        'pwgf: metrics.npz is damaged.\\n'
+        >>> said.getvalue().strip()
+        'pwgf: metrics.npz is damaged.'
     """
     print(f"pwgf: {sentence}", file=sys.stderr)
 
