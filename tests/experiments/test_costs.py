@@ -88,7 +88,7 @@ def slow(table):
         slow({"flow": "noise_injection", "level": 0.1}),
         {"flow": "noise_injection", "level": ADAPTIVE},
         slow({"flow": "svgd", "kernel": "median"}),
-        {"flow": "saddle_free_newton", "beta": 1.0, "depth": 5},
+        slow({"flow": "saddle_free_newton", "beta": 1.0, "depth": 5}),
         slow({"flow": "sobolev_descent", "damping": 1.0, "depth": 5}),
         slow({"flow": "wasserstein_newton", "beta": 1.0, "depth": 5}),
         {"flow": "pwgf", **JUMPS},
@@ -123,7 +123,8 @@ def test_the_lanczos_sampler_costs_two_products_a_step(counted):
     assert cost["jump"] - cost["step"] == pytest.approx(PRODUCT * 2 * 32)
 
 
-@pytest.mark.parametrize("energy", [None, slow(ENERGY)])
+@pytest.mark.slow
+@pytest.mark.parametrize("energy", [None, ENERGY])
 def test_scores_cost_a_gradient_and_their_derivatives_a_product(counted, energy):
     """KSD descent differentiates a gradient: beside it, that is one product."""
     tables = [{"flow": name, "kernel": {"kind": "imq", "lengthscale": 1.0}} for name in ("svgd", "ksd_descent")]
