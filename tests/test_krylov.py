@@ -10,6 +10,7 @@ from pwgf_jax import (
     Particles,
     functionals,
     hessian_matrix,
+    krylov,
     lanczos,
     matrix_function,
     smallest_eigenpair,
@@ -352,3 +353,58 @@ def test_old_keys_missing_shapes_and_integers_are_refused():
         smallest_eigenpair(lambda v: v, jax.random.key(0), 1)
     with pytest.raises(TypeError, match=r"fields are int\d+; give floating arrays"):
         lanczos(lambda v: v, jnp.ones(3, int), 1)
+
+
+# --- precision and scale ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exponent", [0, -10, -18, -25, -30, 20])
+def test_bounds_hold_at_every_scale(exponent, dtype):
+    """Squares of numbers of 1e-20 vanish in float32; what is said of an operator may not depend on its units."""
+    names, keys = ("indefinite", "wishart", "low rank", "clustered"), jax.random.split(jax.random.key(7), 32)
+    for name in names:
+        A = (10.0**exponent * np.asarray(matrix(name, dtype), np.float64)).astype(dtype)
+        spectrum, scale = exact_spectrum(A), scale_of(A)
+        for depth, pairs in smallest(jnp.asarray(A), keys).items():
+            value, residual = np.asarray(pairs.eigenvalue, np.float64), np.asarray(pairs.residual, np.float64)
+            assert np.all(np.min(np.abs(value[:, None] - spectrum), axis=1) <= residual)
+            if depth == SIZE:
+                np.testing.assert_allclose(value, spectrum[0], atol=1e3 * eps(dtype) * scale)
+                assert np.all(pairs.converged)
+            # and what converged is an eigenvalue to the tolerance asked for
+            off = np.min(np.abs(value[:, None] - spectrum), axis=1)
+            allowed = np.maximum(0.01 * np.abs(value), 100 * eps(dtype) * scale)
+            assert np.all((off <= allowed) | ~np.asarray(pairs.converged))
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("size", [10_000, 1_000_000])
+def test_sums_over_many_coordinates_keep_their_digits(size):
+    draw = rng(3)
+    u = draw.normal(size=size)
+    u = (u / np.linalg.norm(u)).astype(np.float32)
+    exact = float(u.astype(np.float64) @ u.astype(np.float64))
+    assert abs(float(krylov.product(jnp.asarray(u), jnp.asarray(u))) - exact) < 1e-6
+    assert abs(float(krylov.length(jnp.asarray(u))) - exact**0.5) < 1e-6
+
+
+@pytest.mark.float32
+def test_a_direction_that_the_start_hardly_has_is_found_all_the_same():
+    """500m₁² − ¼m₂²: after two steps what is left of the second direction is below 10·eps·√n of the first."""
+    size = 40_000
+    spectrum = jnp.zeros(size, jnp.float32).at[0].set(1000.0).at[1].set(-0.5)
+    find = jax.jit(lambda key: smallest_eigenpair(lambda v: spectrum * v, key, 8, like=spectrum).eigenvalue)
+    found = np.asarray([find(key) for key in jax.random.split(jax.random.key(0), 40)])
+    np.testing.assert_allclose(found, -0.5, atol=2e-3)
+
+
+def test_half_precision_fields_are_worked_on_in_float32():
+    v = jnp.asarray(rng(2).normal(size=SIZE), jnp.bfloat16)
+    A = jnp.diag(jnp.arange(1, SIZE + 1)).astype(jnp.bfloat16)
+    found = lanczos(lambda u: A @ u, v, 4)
+    assert found.tridiagonal.dtype == jnp.float32
+    assert found.basis.dtype == jnp.bfloat16
+    root = matrix_function(lambda u: A @ u, v, jnp.sqrt, SIZE)
+    assert root.dtype == jnp.bfloat16
+    expected = np.sqrt(np.arange(1, SIZE + 1)) * np.asarray(v, np.float32)
+    np.testing.assert_allclose(root.astype(jnp.float32), expected, rtol=0.1, atol=0.1)
