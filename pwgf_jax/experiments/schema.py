@@ -14,6 +14,7 @@ from pwgf_jax.experiments.reading import show
 __all__ = ["Call", "Config", "Method", "Problem", "Vary"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+_TURN = re.compile(r"[^/\\\x00-\x1f]{1,100}")
 _LARGEST = 3.4028235e38
 _STEPS = 2**30  # a step and a window are added up in 32 bits
 
@@ -104,7 +105,11 @@ class Vary:
             if not self.values or not all(isinstance(value, dict) for value in self.values.values()):
                 raise ValueError(f"values: given {show(self.values)}; give a list of values, or tables by name.")
             for name in self.values:
-                _check_name("values", name)
+                if not _TURN.fullmatch(name):
+                    raise ValueError(
+                        f"values: given {show(name)}; give one line without slashes, of at most 100 characters, "
+                        "for figures are named after it."
+                    )
             return
         for value in self.values:
             if not isinstance(value, bool | int | float | str):

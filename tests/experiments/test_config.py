@@ -86,7 +86,7 @@ def test_a_shipped_config_explains_itself(path):
             "vary.values: given .4, 4. .*; give at least one, all different",
         ),
         ('vary={key="arms.static.step_size", values=[1, 1.0]}', "vary.values: given .1, 1.0. .*; .* all different"),
-        ('vary={key="problem", values={"../x"={}}}', r'vary.values: given "../x" .a string.; use letters'),
+        ('vary={key="problem", values={"../x"={}}}', r'vary.values: given "../x" .a string.; .* without slashes'),
         ('vary={key="seeds", values=[4]}', 'vary.key: given "seeds"; give a key below problem or below an arm'),
         ('vary={key="arms.statik.steps", values=[4]}', 'vary.key: given "arms.statik.steps"; arms are static, hessian'),
         ("steps.a=1", "--set: steps: given 6"),
