@@ -2,13 +2,14 @@ r"""Certificates of second-order optimality: the smallest eigenvalues of the Hes
 
 The Rayleigh quotient of any unit field is an upper bound of :math:`\lambda_{\min}`: negative curvature, once seen, is
 certain. That nothing smaller was missed is a statement of probability: it rests on the random start of Lanczos
-(:func:`spectrum_bound`). A verdict that neither supports is ``undecided``.
+(:func:`pwgf_jax.spectrum.spectrum_bound`). A verdict that neither supports is ``undecided``.
 """
 
 from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,8 +22,9 @@ from pwgf_jax.calculus import Functional, HessianOperator, Part, value_and_wasse
 from pwgf_jax.contract import check_once
 from pwgf_jax.krylov import check_key
 from pwgf_jax.measures import Field, Particles, check_measure, inner, norm, single, traceable
+from pwgf_jax.spectrum import Sighting, flat_hessian, sighting
 
-__all__ = ["Certificate", "Curvature", "Sighting", "Verdict", "certify", "sight", "spectrum_bound"]
+__all__ = ["Certificate", "Curvature", "Verdict", "certify"]
 
 
 class Verdict(enum.IntEnum):
@@ -144,161 +146,6 @@ class Certificate(NamedTuple):
         return "\n".join(lines)
 
 
-class Sighting(NamedTuple):
-    """What a Lanczos recurrence shows of the smallest eigenvalue, as arrays: usable inside ``jit``.
-
-    Args:
-        eigenvalue: Rayleigh quotient.
-        residual: of the pair.
-        lower: lower bound with the stated probability, −inf where nothing is known yet.
-        rounding: absolute rounding level.
-        direction: unit field.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> F = lambda mu: -mu.weights @ jnp.sum(mu.points**2, axis=-1)
-        >>> mu = Particles.uniform(jnp.zeros((4, 2)))
-        >>> float(sight(F, mu, "full", jax.random.key(0), depth=4).eigenvalue)
-        -2.0
-    """
-
-    eigenvalue: Float[Array, ""]
-    residual: Float[Array, ""]
-    lower: Float[Array, ""]
-    rounding: Float[Array, ""]
-    direction: PyTree
-
-
-def _log_failure(x: Array, recurrence: krylov.Recurrence, eps: float, dimension: Array) -> Array:
-    """Of an eigenvalue at or below each x, the logarithm of the probability that this recurrence has missed it."""
-    level = jnp.maximum(eps * recurrence.scale, jnp.finfo(x.dtype).tiny)
-    small = jnp.log(2 * dimension.astype(x.dtype) / jnp.pi) / 2
-    off = recurrence.off_diagonal
-    # Past such a residual the vectors may be rounding: they count as another start. Too many starts are only cautious.
-    ends = (off <= 100 * level) | (jnp.arange(off.size, dtype=jnp.int32) == recurrence.steps - 1)
-
-    def step(j: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        pivot, log_pi, log_sum, log_failure, below = carry
-        coupled = (j > 0) & ~ends[j - 1]
-        pivot = recurrence.diagonal[j] - x - jnp.where(coupled, off[j - 1] ** 2 / pivot, 0)
-        below = below & (pivot > 0)
-        pivot = jnp.where(pivot > 0, pivot, 1)
-        log_pi = log_pi + jnp.log(pivot) - jnp.log(jnp.maximum(off[j], level))
-        log_sum = jnp.logaddexp(log_sum, 2 * log_pi)
-        log_failure = log_failure + jnp.where(ends[j], jnp.minimum(small - log_sum / 2, 0), 0)
-        return pivot, jnp.where(ends[j], 0, log_pi), jnp.where(ends[j], 0, log_sum), log_failure, below
-
-    zero = jnp.zeros_like(x)
-    start = (jnp.ones_like(x), zero, zero, zero, jnp.ones(x.shape, bool))
-    *_, log_failure, below = jax.lax.fori_loop(0, recurrence.steps, step, start)
-    return jnp.where(below, log_failure, 0)
-
-
-def spectrum_bound(
-    recurrence: krylov.Recurrence, lowest: Array, eps: float, dimension: Array, failure: float
-) -> Float[Array, ""]:
-    r"""A number that λ_min is not below, with probability 1 − failure, after Lanczos from a random start.
-
-    The vectors of Lanczos are :math:`q_{j+1}=\pi_j(A)q_1` with the polynomials of the recurrence,
-    :math:`\beta_{j+1}\pi_{j+1}=(x-\alpha_{j+1})\pi_j-\beta_j\pi_{j-1}`, and orthonormal. So a unit eigenvector v of λ
-    has :math:`\langle v,q_1\rangle^2\sum_{j\le m}\pi_j(\lambda)^2\le1`. A start uniform on the sphere of dimension n
-    has :math:`\langle v,q_1\rangle^2\le\frac{\pi p^2}{2n}` with probability at most p. So λ_min is not below the x
-    under all Ritz values with :math:`\sum_{j\le m}\pi_j(x)^2=\frac{2n}{\pi p^2}`, for all depths m on the same event.
-
-    In floating point an off-diagonal β is no smaller than rounding, and vectors beyond one that might be
-    rounding count as a new start, whose failures multiply; then the events of different depths differ.
-
-    Args:
-        recurrence: of :func:`pwgf_jax.krylov.extend`, with a key.
-        lowest: its smallest Ritz value.
-        eps: relative precision of the products.
-        dimension: n.
-        failure: p.
-
-    Returns:
-        The bound; −∞ where nothing is excluded.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> spectrum = jnp.linspace(-1.0, 1.0, 100)
-        >>> flat = krylov.flatten(lambda v: spectrum * v, spectrum)
-        >>> start_key, fresh_key = jax.random.split(jax.random.key(0))
-        >>> begun = krylov.begin(krylov.random_start(start_key, flat), 30, flat.support)
-        >>> found = krylov.extend(flat, begun, 0, 30, fresh_key)
-        >>> lowest = krylov.ritz(krylov.finish(found))[0][0]
-        >>> bound = spectrum_bound(found, lowest, flat.eps, jnp.sum(flat.support), failure=1e-3)
-        >>> bool(-1.1 < bound <= -1.0)
-        True
-
-    References:
-        Golub and Meurant, Matrices, Moments and Quadrature, Ch. 2 and 6: no measure with these moments has more mass
-        at x than the inverse of that sum. The random start is that of Kuczyński and Woźniakowski, SIAM J. Matrix
-        Anal. Appl. 13 (1992).
-    """
-    dtype = lowest.dtype
-    unit = jnp.maximum(recurrence.scale, jnp.finfo(dtype).tiny)
-    grid = jnp.arange(1, 32, dtype=dtype)
-    # Below the smallest Ritz value, the probability falls with the distance: first its order of magnitude, then digits.
-    magnitudes = unit * 4.0 ** (grid - 22)
-
-    def narrowed(turn: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        distances = jnp.where(turn == 0, magnitudes, low + (high - low) * grid / 32)
-        log_failure = _log_failure(lowest - distances, recurrence, eps, dimension)
-        first = jnp.sum(log_failure > math.log(failure))
-        edges = jnp.concatenate([low[None], distances, high[None]])
-        return edges[first], edges[first + 1]
-
-    start = (jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype))
-    _, distance = jax.lax.fori_loop(0, 3, narrowed, start)
-    distance = jnp.where(jnp.isnan(distance), jnp.inf, distance)
-    return lowest - jnp.where(recurrence.room > 0, distance, 0)  # a basis of the whole space has missed nothing
-
-
-def _sighting(flat: krylov.FlatOperator, recurrence: krylov.Recurrence, failure: float) -> Sighting:
-    """Read a recurrence from a random start."""
-    found = krylov.finish(recurrence)
-    values, vectors, _ = krylov.ritz(found)
-    eigenvalue, vector, residual = krylov.rayleigh(flat, vectors[:, 0] @ found.basis)
-    # The product and the recurrence would agree on the eigenvalue if it were not for rounding.
-    rounding = krylov.rounding(flat, recurrence.scale) + jnp.abs(eigenvalue - values[0])
-    lower = spectrum_bound(recurrence, values[0], flat.eps, jnp.sum(flat.support), failure) - rounding
-    return Sighting(eigenvalue, residual + rounding, lower, rounding, flat.to_field(vector))
-
-
-def _flat(F: Functional, mu: Particles, part: Part) -> krylov.FlatOperator:
-    return krylov.flatten(wasserstein_hessian(F, mu, part), mu.points)
-
-
-def sight(F: Functional, mu: Particles, part: Part, key: Array, depth: int, failure: float = 1e-3) -> Sighting:
-    r"""The smallest eigenvalue of a Hessian after ``depth`` Lanczos steps from a random start, with its bounds.
-
-    Args:
-        F: the functional.
-        mu: the measure.
-        part: ``"integral"`` or ``"full"``.
-        key: typed random key.
-        depth: Krylov dimension, capped by the size of a field.
-        failure: probability that the lower bound fails.
-
-    Returns:
-        A :class:`Sighting`.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> F = lambda mu: 0.5 * jnp.sum((mu.weights @ mu.points) ** 2)
-        >>> seen = sight(F, Particles.uniform(jnp.zeros((4, 2))), "integral", jax.random.key(0), depth=4)
-        >>> bool(abs(seen.eigenvalue) < 1e-5), bool(seen.lower > -1e-4)
-        (True, True)
-    """
-    start_key, fresh_key = jax.random.split(key)
-    with jax.default_matmul_precision("highest"):
-        flat = _flat(F, mu, part)
-        depth = min(depth, flat.support.size)
-        begun = krylov.begin(krylov.random_start(start_key, flat), depth, flat.support)
-        return _sighting(flat, krylov.extend(flat, begun, 0, depth, fresh_key), failure)
-
-
 class _Slope(NamedTuple):
     """The gradient, its norm, what rounding makes of that, and whether value and gradient are finite."""
 
@@ -347,9 +194,9 @@ def _deepen(
 ) -> tuple[krylov.Recurrence, Sighting]:
     """Steps ``first`` to ``last``, and what is known after them."""
     with jax.default_matmul_precision("highest"):
-        flat = _flat(F, mu, part)
+        flat = flat_hessian(F, mu, part)
         recurrence = krylov.extend(flat, recurrence, first, last, key)
-        return recurrence, _sighting(flat, recurrence, failure)
+        return recurrence, sighting(flat, recurrence, failure)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -362,7 +209,7 @@ def _restart(mu: Particles, direction: Field, depth: int) -> krylov.Recurrence:
 def _along(F: Functional, mu: Particles, part: Part, direction: Field) -> tuple[Array, Array]:
     """Rayleigh quotient and residual of a direction."""
     with jax.default_matmul_precision("highest"):
-        flat = _flat(F, mu, part)
+        flat = flat_hessian(F, mu, part)
         eigenvalue, _, residual = krylov.rayleigh(flat, flat.to_flat(direction))
         return eigenvalue, residual
 
@@ -451,9 +298,9 @@ def certify(
     decided or ``max_products`` are spent on either operator, and each is tried on the direction that the other found.
 
     Everything is computed at the highest matmul precision, in float32 at least, and a verdict holds only if rounding
-    cannot turn it. That nothing below −δ was missed rests on the random start, see :func:`spectrum_bound`: on one
-    event of it at all depths. Only where a recurrence had to start anew do depths differ in their events,
-    and so each of the looks has its share of ``failure``.
+    cannot turn it. That nothing below −δ was missed rests on the random start, see
+    :func:`pwgf_jax.spectrum.spectrum_bound`: on one event of it at all depths. Only where a recurrence had to start
+    anew do depths differ in their events, and so each of the looks has its share of ``failure``.
 
     Args:
         F: the functional.
@@ -488,46 +335,25 @@ def certify(
         Yamamoto, Kim, Suzuki, arXiv:2509.16974, Defs. 3.4, 3.5.
     """
     check_key(key, "certify")
-    for name, number in (("eps", eps), ("delta", delta)):
-        if not 0 < number < math.inf:
-            raise ValueError(f"certify: {name}={number}; give a positive number.")
-    if max_products < 2 or (max_depth is not None and max_depth < 1):
-        raise ValueError(
-            f"certify: max_products={max_products}, max_depth={max_depth}; need max_products >= 2, max_depth >= 1."
-        )
-    if not 0 < failure < 1:
-        raise ValueError(f"certify: failure={failure}; give a probability between 0 and 1.")
+    _check_numbers(eps, delta, failure, max_products, max_depth)
     check_measure(mu, "certify")
     if check:
         check_once(F, mu)
     like, functional, mu = mu.points, _single(traceable(F)), _single(mu)
-    keys = dict(zip(("slope", "integral", "full"), jax.random.split(key, 3), strict=True))
-    slope = _slope(functional, mu, keys["slope"])
+    slope_key, *keys = jax.random.split(key, 3)
+    slope = _slope(functional, mu, slope_key)
     gradient_norm, rounding = float(slope.norm), float(slope.rounding)
     if max_depth is None:
         bytes_per_field = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(mu.points))
         max_depth = max(32, _BASIS // bytes_per_field)
-    excluded = not slope.finite or gradient_norm - rounding > eps
-    budget = _Budget(min(_FIRST_LOOK, max_products) if excluded else max_products, max_depth, failure)
-    curvatures, verdicts = {}, {}
-    for part in ("integral", "full"):
-        curvatures[part], verdicts[part] = _search(functional, mu, part, delta, keys[part], budget)
-    for part, other in (("integral", "full"), ("full", "integral")):
-        found = curvatures[part]
-        if curvatures[other].eigenvalue < found.eigenvalue and found.products < budget.products:
-            seen, residual = _along(functional, mu, part, curvatures[other].direction)
-            found = found._replace(products=found.products + 1)
-            if seen < found.eigenvalue:
-                known = {"eigenvalue": float(seen), "residual": float(residual) + found.rounding}
-                found = found._replace(direction=curvatures[other].direction, **known)
-            if found.eigenvalue + found.rounding < -delta:
-                verdicts[part] = Verdict.saddle
-        curvatures[part] = found
-    for part, found in curvatures.items():
-        # A direction and its opposite have the same curvature; the one along which F does not rise first is meant.
-        sign = jnp.where(inner(mu, slope.field, found.direction) > 0, -1, 1)
-        direction = jax.tree.map(lambda v, x, s=sign: (s.astype(v.dtype) * v).astype(x.dtype), found.direction, like)
-        curvatures[part] = found._replace(direction=direction)
+    beside = not slope.finite or gradient_norm - rounding > eps  # the verdict is the gradient's, whatever is found
+    budget = _Budget(min(_FIRST_LOOK, max_products) if beside else max_products, max_depth, failure)
+    parts: tuple[Part, ...] = ("integral", "full")
+    found = {
+        part: _search(functional, mu, part, delta, part_key, budget) for part, part_key in zip(parts, keys, strict=True)
+    }
+    found = {part: _tried(functional, mu, part, found, delta, budget) for part in parts}
+    curvatures = {part: _pointed(curvature, mu, slope.field, like) for part, (curvature, _) in found.items()}
     if not slope.finite:
         verdict, decided_by = Verdict.not_finite, "gradient"
     elif gradient_norm - rounding > eps:
@@ -535,8 +361,9 @@ def certify(
     elif gradient_norm + rounding > eps:
         verdict, decided_by = Verdict.undecided, "gradient"
     else:
-        verdict, decided_by = _of_second_order(verdicts)
+        verdict, decided_by = _of_second_order(found["integral"][1], found["full"][1])
     full = curvatures["full"]
+    close = decided_by == "gradient" or abs(full.eigenvalue + delta) <= 2 * full.rounding
     return Certificate(
         verdict,
         decided_by,
@@ -548,16 +375,56 @@ def certify(
         eps,
         delta,
         failure,
-        verdict == Verdict.undecided
-        and (decided_by == "gradient" or abs(full.eigenvalue + delta) <= 2 * full.rounding),
+        verdict == Verdict.undecided and close,
     )
 
 
-def _of_second_order(verdicts: dict[str, Verdict]) -> tuple[Verdict, str]:
+def _check_numbers(eps: float, delta: float, failure: float, max_products: int, max_depth: int | None) -> None:
+    for name, number in (("eps", eps), ("delta", delta)):
+        if not 0 < number < math.inf:
+            raise ValueError(f"certify: {name}={number}; give a positive number.")
+    if max_products < 2 or (max_depth is not None and max_depth < 1):
+        raise ValueError(
+            f"certify: max_products={max_products}, max_depth={max_depth}; need max_products >= 2, max_depth >= 1."
+        )
+    if not 0 < failure < 1:
+        raise ValueError(f"certify: failure={failure}; give a probability between 0 and 1.")
+
+
+def _tried(
+    F: Functional,
+    mu: Particles,
+    part: Part,
+    found: Mapping[str, tuple[Curvature, Verdict]],
+    delta: float,
+    budget: _Budget,
+) -> tuple[Curvature, Verdict]:
+    """What is known of one operator, once the direction that the other one found is tried on it."""
+    curvature, verdict = found[part]
+    other, _ = found["full" if part == "integral" else "integral"]
+    if not other.eigenvalue < curvature.eigenvalue or curvature.products >= budget.products:
+        return curvature, verdict
+    seen, residual = _along(F, mu, part, other.direction)
+    curvature = curvature._replace(products=curvature.products + 1)
+    if seen < curvature.eigenvalue:
+        curvature = curvature._replace(
+            eigenvalue=float(seen), residual=float(residual) + curvature.rounding, direction=other.direction
+        )
+    saddle = curvature.eigenvalue + curvature.rounding < -delta
+    return curvature, Verdict.saddle if saddle else verdict
+
+
+def _pointed(curvature: Curvature, mu: Particles, gradient: Field, like: PyTree) -> Curvature:
+    """The direction in the dtypes of the points, turned so that the objective does not rise first along it."""
+    sign = jnp.where(inner(mu, gradient, curvature.direction) > 0, -1, 1)
+    direction = jax.tree.map(lambda v, x: (sign.astype(v.dtype) * v).astype(x.dtype), curvature.direction, like)
+    return curvature._replace(direction=direction)
+
+
+def _of_second_order(integral: Verdict, full: Verdict) -> tuple[Verdict, str]:
     # The full Hessian is the second variation; the integral one is blind to the local part, for better and worse.
-    verdict = verdicts["full"]
-    if verdict == Verdict.saddle:
-        return verdict, "integral" if verdicts["integral"] == Verdict.saddle else "full"
-    if verdict == Verdict.second_order_stationary:
-        return verdict, "both" if verdicts["integral"] == verdict else "full"
-    return verdict, "full"
+    if full == Verdict.saddle:
+        return full, "integral" if integral == Verdict.saddle else "full"
+    if full == Verdict.second_order_stationary:
+        return full, "both" if integral == full else "full"
+    return full, "full"

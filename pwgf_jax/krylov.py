@@ -271,7 +271,18 @@ def rounding(operator: FlatOperator, scale: Array) -> Array:
 
 
 # LAPACK's threads are those of XLA on CPU: a batch of eigenproblems on several devices can wait for itself.
-eigh = jax.custom_batching.sequential_vmap(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
+_eigh = jax.custom_batching.sequential_vmap(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
+
+
+def eigh(matrix: Float[Array, "n n"]) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix; under ``vmap`` one matrix after the other.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> eigh(jnp.diag(jnp.array([2.0, -1.0])))[0].tolist()
+        [-1.0, 2.0]
+    """
+    return _eigh(matrix)
 
 
 def ritz(decomposition: Decomposition) -> tuple[Array, Array, Array]:

@@ -11,8 +11,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax.calculus import Functional
-from pwgf_jax.certify import sight
 from pwgf_jax.measures import Field, Particles, single
+from pwgf_jax.spectrum import sight
 
 __all__ = ["Averages", "Examination", "Trigger", "Window", "certificate_trigger", "gradient_trigger", "reached"]
 

@@ -24,7 +24,7 @@ _spec = find_spec(PACKAGE)
 assert _spec is not None
 HOME = Path(next(iter(_spec.submodule_search_locations or [])))
 
-MATHEMATICS = {"measures", "calculus", "contract", "krylov", "perturbation", "certify"}
+MATHEMATICS = {"measures", "calculus", "contract", "krylov", "perturbation", "spectrum", "certify"}
 BELOW_EXPERIMENTS = {
     *MATHEMATICS,
     "theory",
@@ -47,8 +47,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "calculus": {"measures"},
     "contract": {"measures", "calculus"},
     "krylov": {"measures", "calculus"},
+    "spectrum": {"measures", "calculus", "krylov"},
     "perturbation": {"measures", "kernels", "calculus", "krylov"},
-    "certify": {"measures", "calculus", "contract", "krylov", "perturbation"},
+    "certify": {"measures", "calculus", "contract", "krylov", "spectrum"},
     "theory": {"measures", "calculus", "krylov", "perturbation"},
     "transforms": {*MATHEMATICS, "kernels"},
     "flows": {*MATHEMATICS, "kernels", "transforms"},

@@ -1,0 +1,202 @@
+r"""What Lanczos from a random start shows of a Hessian's smallest eigenvalue, and what it excludes.
+
+The Rayleigh quotient of any unit field is an upper bound of :math:`\lambda_{\min}`. The lower bound is one of
+probability: an eigenvalue further down would show in the moments of the start, unless the start has hardly any of its
+eigenvector.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from pwgf_jax import krylov
+from pwgf_jax.calculus import Functional, Part, wasserstein_hessian
+from pwgf_jax.measures import Particles
+
+__all__ = ["Sighting", "flat_hessian", "sight", "sighting", "spectrum_bound"]
+
+
+class Sighting(NamedTuple):
+    """What a Lanczos recurrence shows of the smallest eigenvalue, as arrays: usable inside ``jit``.
+
+    Args:
+        eigenvalue: Rayleigh quotient.
+        residual: of the pair.
+        lower: lower bound with the stated probability, −inf where nothing is known yet.
+        rounding: absolute rounding level.
+        direction: unit field.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> F = lambda mu: -mu.weights @ jnp.sum(mu.points**2, axis=-1)
+        >>> mu = Particles.uniform(jnp.zeros((4, 2)))
+        >>> float(sight(F, mu, "full", jax.random.key(0), depth=4).eigenvalue)
+        -2.0
+    """
+
+    eigenvalue: Float[Array, ""]
+    residual: Float[Array, ""]
+    lower: Float[Array, ""]
+    rounding: Float[Array, ""]
+    direction: PyTree
+
+
+def _log_failure(x: Array, recurrence: krylov.Recurrence, eps: float, dimension: Array) -> Array:
+    """Of an eigenvalue at or below each x, the logarithm of the probability that this recurrence has missed it."""
+    level = jnp.maximum(eps * recurrence.scale, jnp.finfo(x.dtype).tiny)
+    small = jnp.log(2 * dimension.astype(x.dtype) / jnp.pi) / 2
+    off = recurrence.off_diagonal
+    # Past such a residual the vectors may be rounding: they count as another start. Too many starts are only cautious.
+    ends = (off <= 100 * level) | (jnp.arange(off.size, dtype=jnp.int32) == recurrence.steps - 1)
+
+    def step(j: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        pivot, log_pi, log_sum, log_failure, below = carry
+        coupled = (j > 0) & ~ends[j - 1]
+        pivot = recurrence.diagonal[j] - x - jnp.where(coupled, off[j - 1] ** 2 / pivot, 0)
+        below = below & (pivot > 0)
+        pivot = jnp.where(pivot > 0, pivot, 1)
+        log_pi = log_pi + jnp.log(pivot) - jnp.log(jnp.maximum(off[j], level))
+        log_sum = jnp.logaddexp(log_sum, 2 * log_pi)
+        log_failure = log_failure + jnp.where(ends[j], jnp.minimum(small - log_sum / 2, 0), 0)
+        return pivot, jnp.where(ends[j], 0, log_pi), jnp.where(ends[j], 0, log_sum), log_failure, below
+
+    zero = jnp.zeros_like(x)
+    start = (jnp.ones_like(x), zero, zero, zero, jnp.ones(x.shape, bool))
+    *_, log_failure, below = jax.lax.fori_loop(0, recurrence.steps, step, start)
+    return jnp.where(below, log_failure, 0)
+
+
+def spectrum_bound(
+    recurrence: krylov.Recurrence, lowest: Array, eps: float, dimension: Array, failure: float
+) -> Float[Array, ""]:
+    r"""A number that λ_min is not below, with probability 1 − failure, after Lanczos from a random start.
+
+    The vectors of Lanczos are :math:`q_{j+1}=\pi_j(A)q_1` with the polynomials of the recurrence,
+    :math:`\beta_{j+1}\pi_{j+1}=(x-\alpha_{j+1})\pi_j-\beta_j\pi_{j-1}`, and orthonormal. So a unit eigenvector v of λ
+    has :math:`\langle v,q_1\rangle^2\sum_{j\le m}\pi_j(\lambda)^2\le1`. A start uniform on the sphere of dimension n
+    has :math:`\langle v,q_1\rangle^2\le\frac{\pi p^2}{2n}` with probability at most p. So λ_min is not below the x
+    under all Ritz values with :math:`\sum_{j\le m}\pi_j(x)^2=\frac{2n}{\pi p^2}`, for all depths m on the same event.
+
+    In floating point an off-diagonal β is no smaller than rounding, and vectors beyond one that might be
+    rounding count as a new start, whose failures multiply; then the events of different depths differ.
+
+    Args:
+        recurrence: of :func:`pwgf_jax.krylov.extend`, with a key.
+        lowest: its smallest Ritz value.
+        eps: relative precision of the products.
+        dimension: n.
+        failure: p.
+
+    Returns:
+        The bound; −∞ where nothing is excluded.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> spectrum = jnp.linspace(-1.0, 1.0, 100)
+        >>> flat = krylov.flatten(lambda v: spectrum * v, spectrum)
+        >>> start_key, fresh_key = jax.random.split(jax.random.key(0))
+        >>> begun = krylov.begin(krylov.random_start(start_key, flat), 30, flat.support)
+        >>> found = krylov.extend(flat, begun, 0, 30, fresh_key)
+        >>> lowest = krylov.ritz(krylov.finish(found))[0][0]
+        >>> bound = spectrum_bound(found, lowest, flat.eps, jnp.sum(flat.support), failure=1e-3)
+        >>> bool(-1.1 < bound <= -1.0)
+        True
+
+    References:
+        Golub and Meurant, Matrices, Moments and Quadrature, Ch. 2 and 6: no measure with these moments has more mass
+        at x than the inverse of that sum. The random start is that of Kuczyński and Woźniakowski, SIAM J. Matrix
+        Anal. Appl. 13 (1992).
+    """
+    dtype = lowest.dtype
+    unit = jnp.maximum(recurrence.scale, jnp.finfo(dtype).tiny)
+    grid = jnp.arange(1, 32, dtype=dtype)
+    # Below the smallest Ritz value, the probability falls with the distance: first its order of magnitude, then digits.
+    magnitudes = unit * 4.0 ** (grid - 22)
+
+    def narrowed(turn: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        distances = jnp.where(turn == 0, magnitudes, low + (high - low) * grid / 32)
+        log_failure = _log_failure(lowest - distances, recurrence, eps, dimension)
+        first = jnp.sum(log_failure > math.log(failure))
+        edges = jnp.concatenate([low[None], distances, high[None]])
+        return edges[first], edges[first + 1]
+
+    start = (jnp.zeros((), dtype), jnp.full((), jnp.inf, dtype))
+    _, distance = jax.lax.fori_loop(0, 3, narrowed, start)
+    distance = jnp.where(jnp.isnan(distance), jnp.inf, distance)
+    return lowest - jnp.where(recurrence.room > 0, distance, 0)  # a basis of the whole space has missed nothing
+
+
+def sighting(flat: krylov.FlatOperator, recurrence: krylov.Recurrence, failure: float) -> Sighting:
+    """What a recurrence from a random start shows, for one Hessian product more.
+
+    Args:
+        flat: the operator.
+        recurrence: of :func:`pwgf_jax.krylov.extend`, with a key.
+        failure: probability that the lower bound fails.
+
+    Returns:
+        A :class:`Sighting`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> spectrum = jnp.array([-1.0, 0.0, 2.0])
+        >>> flat = krylov.flatten(lambda v: spectrum * v, spectrum)
+        >>> begun = krylov.begin(jnp.ones(3), 3, flat.support)
+        >>> seen = sighting(flat, krylov.extend(flat, begun, 0, 3, jax.random.key(0)), failure=1e-3)
+        >>> round(float(seen.eigenvalue), 4), round(float(seen.lower), 4)
+        (-1.0, -1.0)
+    """
+    found = krylov.finish(recurrence)
+    values, vectors, _ = krylov.ritz(found)
+    eigenvalue, vector, residual = krylov.rayleigh(flat, vectors[:, 0] @ found.basis)
+    # The product and the recurrence would agree on the eigenvalue if it were not for rounding.
+    rounding = krylov.rounding(flat, recurrence.scale) + jnp.abs(eigenvalue - values[0])
+    lower = spectrum_bound(recurrence, values[0], flat.eps, jnp.sum(flat.support), failure) - rounding
+    return Sighting(eigenvalue, residual + rounding, lower, rounding, flat.to_field(vector))
+
+
+def flat_hessian(F: Functional, mu: Particles, part: Part) -> krylov.FlatOperator:
+    """A Wasserstein Hessian as a symmetric matrix on flat vectors.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> F = lambda mu: mu.weights @ jnp.sum(mu.points**2, axis=-1)
+        >>> flat_hessian(F, Particles.uniform(jnp.zeros((2, 1))), "full").matvec(jnp.ones(2)).tolist()
+        [2.0, 2.0]
+    """
+    return krylov.flatten(wasserstein_hessian(F, mu, part), mu.points)
+
+
+def sight(F: Functional, mu: Particles, part: Part, key: Array, depth: int, failure: float = 1e-3) -> Sighting:
+    r"""The smallest eigenvalue of a Hessian after ``depth`` Lanczos steps from a random start, with its bounds.
+
+    Args:
+        F: the functional.
+        mu: the measure.
+        part: ``"integral"`` or ``"full"``.
+        key: typed random key.
+        depth: Krylov dimension, capped by the size of a field.
+        failure: probability that the lower bound fails.
+
+    Returns:
+        A :class:`Sighting`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> F = lambda mu: 0.5 * jnp.sum((mu.weights @ mu.points) ** 2)
+        >>> seen = sight(F, Particles.uniform(jnp.zeros((4, 2))), "integral", jax.random.key(0), depth=4)
+        >>> bool(abs(seen.eigenvalue) < 1e-5), bool(seen.lower > -1e-4)
+        (True, True)
+    """
+    start_key, fresh_key = jax.random.split(key)
+    with jax.default_matmul_precision("highest"):
+        flat = flat_hessian(F, mu, part)
+        depth = min(depth, flat.support.size)
+        begun = krylov.begin(krylov.random_start(start_key, flat), depth, flat.support)
+        return sighting(flat, krylov.extend(flat, begun, 0, depth, fresh_key), failure)
