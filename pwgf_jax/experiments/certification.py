@@ -189,7 +189,7 @@ def report(certified: Sequence[Certified]) -> str:
         low, high = min(found.delta for found in mine), max(found.delta for found in mine)
         delta = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
         said.append(f"- {arm}: {verdicts} (eps = {mine[0].eps:.3g}, delta = {delta})")
-    heading = ["arm", "seed", "verdict", "decided by", "‖∇F‖", "λ_min integral", "λ_min full", "λ_min / |λ|_max"]
+    heading = ["arm", "seed", "verdict", "decided by", "‖∇F‖", "λ_min integral", "λ_min full", "λ_min / ‖H‖"]
     rows = [[*heading, "products"]]
     for each in certified:
         found = each.certificate
@@ -200,7 +200,7 @@ def report(certified: Sequence[Certified]) -> str:
     failure = certified[0].certificate.failure
     legend = (
         "λ_min: Rayleigh quotient ± residual, and after ≥ what λ_min is not below, each with probability "
-        f"{1 - failure:g}. |λ|_max: of the full Hessian there, by 16 steps of Lanczos; without --delta, delta is "
+        f"{1 - failure:g}. ‖H‖ is |λ|_max of the full Hessian there, by 16 steps of Lanczos; without --delta, delta is "
         f"{100 * _NEGATIVE:g} % of it. Products of the integral + the full Hessian."
     )
     return "\n\n".join(["\n".join(said), table(rows), legend])
