@@ -188,9 +188,7 @@ def grown(recurrence: Recurrence, depth: int) -> Recurrence:
     )
 
 
-def extend(
-    operator: FlatOperator, recurrence: Recurrence, first: Any, last: Any, key: Array | None = None
-) -> Recurrence:
+def extend(operator: FlatOperator, recurrence: Recurrence, first: Any, last: Any, key: Array | None) -> Recurrence:
     """Steps ``first`` to ``last`` - 1 of the recurrence.
 
     Without a key it closes where a residual is rounding: the Krylov space of the start is all that is asked for. With
@@ -261,8 +259,8 @@ def finish(recurrence: Recurrence) -> Decomposition:
     return Decomposition(basis, tridiagonal, recurrence.residual, recurrence.steps)
 
 
-def decompose(operator: FlatOperator, start: Float[Array, " n"], depth: int, key: Array | None = None) -> Decomposition:
-    return finish(extend(operator, begin(start, depth, operator.support), 0, depth, key))
+def decompose(operator: FlatOperator, start: Float[Array, " n"], depth: int) -> Decomposition:
+    return finish(extend(operator, begin(start, depth, operator.support), 0, depth, None))
 
 
 def rounding(operator: FlatOperator, scale: Array) -> Array:
