@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -408,3 +412,28 @@ def test_half_precision_fields_are_worked_on_in_float32():
     assert root.dtype == jnp.bfloat16
     expected = np.sqrt(np.arange(1, SIZE + 1)) * np.asarray(v, np.float32)
     np.testing.assert_allclose(root.astype(jnp.float32), expected, rtol=0.1, atol=0.1)
+
+
+SEEDS_OVER_DEVICES = """
+import faulthandler, jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from pwgf_jax import smallest_eigenpair
+faulthandler.dump_traceback_later(240, exit=True)
+A = jax.random.normal(jax.random.key(0), (128, 128))
+find = jax.jit(jax.vmap(lambda key: smallest_eigenpair(lambda v: (A + A.T) @ v, key, 64, like=A[0]).eigenvalue))
+mesh = Mesh(np.asarray(jax.devices()), ("seed",))
+keys = jax.device_put(jax.random.split(jax.random.key(1), 4), NamedSharding(mesh, PartitionSpec("seed")))
+for _ in range(2):
+    found = np.asarray(find(keys))
+print(len(jax.devices()), np.ptp(found) < 1e-3 * abs(found[0]))
+"""
+
+
+@pytest.mark.slow
+def test_eigenproblems_of_seeds_on_several_devices_do_not_wait_for_each_other():
+    """Batched eigh inside a sharded vmap hung for ever: the smallest case that did, in a process that can be ended."""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", SEEDS_OVER_DEVICES], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.split() == ["2", "True"], done.stderr

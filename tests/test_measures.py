@@ -48,7 +48,7 @@ def test_uniform_has_equal_weights_of_sum_one_in_the_points_dtype(shape, dtype):
         ),
         (lambda: Particles.uniform(jnp.zeros((0, 2))), ValueError, "no particles"),
         (lambda: Particles.uniform({}), ValueError, "no particles"),
-        (lambda: Particles.uniform(jnp.ones(())), ValueError, "no particles"),
+        (lambda: Particles.uniform(jnp.ones(())), ValueError, "the points are 1 single numbers; give an array"),
         (lambda: Particles(jnp.ones((3, 2)), jnp.ones((3, 1))), ValueError, "one weight per particle"),
         (lambda: Particles(jnp.ones((3, 2)), jnp.ones(())), ValueError, "one weight per particle"),
         (lambda: Particles(jnp.ones((3, 2)), jnp.ones(4)), ValueError, r"shape \(3, 2\) but there are 4 particles"),

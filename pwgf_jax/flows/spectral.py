@@ -13,7 +13,9 @@ Newton, for comparison                 t/(t² + β)                  integral or
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
+from functools import reduce
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -160,7 +162,7 @@ def gram_function(F: Any, mu: Particles, fn: Callable[[Array], Array]) -> Field:
         flat = leaf.reshape(residual.size, mu.size, -1)
         return jnp.einsum("ind,n,jnd->ij", flat, mu.weights, flat, precision="highest") / data
 
-    gram = sum(jax.tree.leaves(jax.tree.map(leaf_gram, jacobian)))
+    gram = reduce(operator.add, jax.tree.leaves(jax.tree.map(leaf_gram, jacobian)))
     values, vectors = eigh(gram)
     dual = vectors @ (fn(jnp.maximum(values, 0)) * (residual @ vectors)) / data
     present = (mu.weights > 0).astype(mu.weights.dtype)

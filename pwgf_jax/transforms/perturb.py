@@ -231,6 +231,7 @@ def perturb_at_saddle(
         raise ValueError("perturb_at_saddle: this trigger finds no direction to jump along; give a noise as well.")
 
     def init(params: PyTree) -> PerturbState:
+        trees.real("perturb_at_saddle", params)
         window = trigger.init(params, jnp.full((), jnp.inf, trees.dtype(params)))
         zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
         return trees.copied(PerturbState(key, zero, window, no, zero, zero, no, no))
