@@ -226,6 +226,7 @@ def test_half_precision_points_are_certified_in_float32():
     F = lambda mu: mu.weights @ jnp.sum(jnp.cos(mu.points), axis=1)  # noqa: E731
     found = certify(F, mu, eps=1e-3, delta=0.1, key=KEY)
     assert found.verdict == Verdict.saddle
+    assert found.direction is not None
     assert found.direction.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.full.eigenvalue, -1, rtol=1e-4)
 

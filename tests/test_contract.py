@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.core import Tracer
 
 from pwgf_jax import (
     Particles,
@@ -143,7 +144,7 @@ def test_a_functional_is_tried_once_for_every_shape_and_not_where_it_is_not_want
     tried = []
 
     def F(mu):
-        if not isinstance(mu.weights, jax.core.Tracer):
+        if not isinstance(mu.weights, Tracer):
             raise AssertionError("run eagerly")
         tried.append(mu.size)
         return curved(mu)

@@ -171,7 +171,7 @@ def test_optax_masks_do_as_ours_or_name_it(name):
                 jax.eval_shape(lambda wrapped=wrapped: one_update(wrapped, grad, x))
 
 
-def one_update(transform, grad, x):
+def one_update(transform, grad, x) -> Any:
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
         return transform.update(grad, transform.init(x), x, value=jnp.ones(()), grad=grad, **EXTRAS)
 

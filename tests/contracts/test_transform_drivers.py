@@ -233,7 +233,8 @@ def test_optimistix_stops_at_saddles_unless_its_tolerances_are_zero():
     """Its Cauchy test stops where steps and decreases are small: at a saddle, be it that a jump has just been made."""
     optimistix = pytest.importorskip("optimistix")
     start = {"x": jnp.asarray([1e-6, 1.0]), "y": jnp.ones(1)}
-    jumps = pgd(0.1, radius=1e-3, **JUMPS | {"k_thres": 150}, key=KEY)
+    options: dict[str, Any] = JUMPS | {"k_thres": 150}
+    jumps = pgd(0.1, radius=1e-3, **options, key=KEY)
 
     def ends(optimizer, tolerance):
         solver = optimistix.OptaxMinimiser(optimizer, rtol=tolerance, atol=tolerance)

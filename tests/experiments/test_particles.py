@@ -166,9 +166,7 @@ def test_energies_are_of_points_of_their_space():
     for law, message in {ThreeRings(): r"three_rings: given .* \(2,\)", Normal(): r"gaussian: given .* \(d,\)"}.items():
         with pytest.raises(ValueError, match=message):
             law({"a": jnp.ones(2), "w": jnp.ones(3)})
-    with pytest.raises(
-        ValueError, match=r"given a point of shape \(3,\); this energy is of points \(2,\)"
-    ):
+    with pytest.raises(ValueError, match=r"given a point of shape \(3,\); this energy is of points \(2,\)"):
         ThreeRings()(jnp.ones(3))
 
 

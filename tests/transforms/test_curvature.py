@@ -79,7 +79,8 @@ def test_a_third_derivative_is_no_curvature(sign):
     """f = ±ρx³/6 has none at zero; a one-sided difference over 1e-3 sees ρ/2 · 1e-3 = δ there, of either sign."""
     gradient = lambda x: sign * 500.0 * x**2 + 0.1 * x  # noqa: E731
     options: dict[str, Any] = {"smoothness": 1.0, "delta": 0.5}
-    for known in ({}, {"hessian_lipschitz": 1000.0}):
+    cases: list[dict[str, Any]] = [{}, {"hessian_lipschitz": 1000.0}]
+    for known in cases:
         for key in jax.random.split(KEY, 4):
             seen = negative_curvature(gradient, jnp.zeros(1), key, **options, **known)
             np.testing.assert_allclose(seen.curvature, 0.1, atol=1e-6)
@@ -120,7 +121,7 @@ def test_it_can_be_traced_in_its_numbers_by_default(find):
 def test_query_counts_end_where_their_integers_do():
     """Two dimensions cost 4 queries a gradient: 2³¹ are not −2³¹."""
     f = lambda x: jnp.sum(x**2)  # noqa: E731
-    optimizer = zeroth_order_descent(smoothness=2.0, hessian_lipschitz=1.0, eps=1e-9, delta=0.5, key=KEY)
+    optimizer: Any = zeroth_order_descent(smoothness=2.0, hessian_lipschitz=1.0, eps=1e-9, delta=0.5, key=KEY)
     state = optimizer.init(jnp.ones(2))._replace(queries=jnp.asarray(2**31 - 3, jnp.int32))
     assert int(optimizer.update(jnp.ones(2), state, jnp.ones(2), value_fn=f)[1].queries) == 2**31 - 1
 

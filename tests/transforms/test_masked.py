@@ -1,5 +1,7 @@
 """Transforms for some of the parameters: groups in a chain, frozen leaves of any kind, masks of any form."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,14 +68,14 @@ def test_groups_in_a_chain_are_each_moved_by_theirs():
 
 
 def test_the_state_is_that_of_the_inner_transform_and_has_nothing_of_the_rest():
-    state = masked(optax.adam(0.1), {"a": True, "b": False}).init(X)
+    state: Any = masked(optax.adam(0.1), {"a": True, "b": False}).init(X)
     assert state[0].mu["b"] is None
     assert state[0].mu["a"].shape == (2,)
 
 
 def test_a_prefix_is_a_mask():
     x = {"a": {"u": jnp.zeros(2), "v": jnp.ones(1)}, "b": (jnp.ones(2), jnp.asarray(3))}
-    transform = masked(optax.sgd(1.0), {"a": True, "b": False})
+    transform: Any = masked(optax.sgd(1.0), {"a": True, "b": False})
     grad = {"a": jax.tree.map(jnp.ones_like, x["a"]), "b": (jnp.ones(2), None)}
     updates, _ = transform.update(grad, transform.init(x), x)
     np.testing.assert_array_equal(updates["a"]["v"], [-1.0])

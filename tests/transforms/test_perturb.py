@@ -83,7 +83,7 @@ def test_noisy_batches_are_compared_by_their_averages():
 
     def failures(decay, seed):
         trigger = gradient_trigger(eps=1.0, k_thres=200, f_thres=0.0, decay=decay)
-        transform = perturb_at_saddle(gaussian_noise(1e-9), trigger, jax.random.key(seed))
+        transform: Any = perturb_at_saddle(gaussian_noise(1e-9), trigger, jax.random.key(seed))
         x = jnp.zeros(1)
 
         def step(state, k):
@@ -142,7 +142,7 @@ def test_a_state_that_keeps_its_parameters_may_be_donated_with_them():
     problem = well()
     optimizer = pgd(0.2, radius=1e-2, key=KEY, **TRIGGER)
 
-    def step(x, state):
+    def step(x, state) -> Any:
         value, grad = jax.value_and_grad(problem.value)(x)
         updates, state = optimizer.update(grad, state, x, value=value, grad=grad)
         return optax.apply_updates(x, updates), state
