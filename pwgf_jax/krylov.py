@@ -227,8 +227,8 @@ def extend(operator: FlatOperator, recurrence: Recurrence, first: Any, last: Any
             step_key = jax.random.fold_in(key, i)
 
             def fresh(_: Array) -> Array:
-                drawn: Any = support * jax.random.normal(step_key, q.shape, q.dtype)
-                for _ in range(2):
+                drawn = support * jax.random.normal(step_key, q.shape, q.dtype)
+                for _turn in range(2):
                     drawn = orthogonalise(drawn / length(drawn), basis)
                 return drawn / length(drawn)
 
