@@ -12,7 +12,7 @@ from pwgf_jax import Particles, Verdict, certify
 
 DELTA, FAILURE = 0.25, 1e-3
 LEAST = (-0.5, -0.31, -0.19, 0.0)  # further than 20 % of δ from −δ
-# How many starts for every spectrum. Where it spans decades, a start takes hundreds of products: not at the large sizes.
+# How many starts for every spectrum; one that spans decades takes hundreds of products, and is left out at large sizes.
 KEYS = {10: 24, 100: 20, 1000: 12, 10_000: 3}
 LARGE = {100_000: 3, 1_000_000: 1}
 AT_LARGE = ("two clusters", "few large", "down to it", "one mean")

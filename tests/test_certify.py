@@ -406,10 +406,10 @@ def test_the_bound_is_where_no_polynomial_tells_a_missed_eigenvalue_from_none(na
 def test_the_bound_tightens_with_every_step_and_gives_with_certainty():
     spectrum, bound = jnp.asarray(STARTS["even"]), jax.jit(spectrum_bound, static_argnums=(2, 4))
     flat = flatten(lambda v: spectrum * v, spectrum)
-    found = begin(random_start(KEY, flat), WIDE, flat.support)
-    bounds = []
+    found, bounds = begin(random_start(KEY, flat), WIDE, flat.support), []
+    step_on = jax.jit(lambda found, step: extend(flat, found, step, step + 1, KEY))
     for step in range(WIDE):
-        found = extend(flat, found, step, step + 1, KEY)
+        found = step_on(found, jnp.int32(step))
         bounds.append([float(bound(found, lowest(found), flat.eps, jnp.asarray(WIDE), p)) for p in (1e-9, 1e-3)])
     bounds = np.asarray(bounds)
     assert np.all(np.diff(bounds, axis=0) > -1e-3)

@@ -455,7 +455,7 @@ def zeroth_order_descent(
         >>> x = jnp.zeros(2)
         >>> step, state = optimizer.update(x, optimizer.init(x), x, value_fn=f)  # the saddle
         >>> round(abs(float(step[0])), 3), int(state.queries)
-        (0.083, 84)
+        (0.083, 96)
 
     References:
         Zhang, Xiong, Gu, arXiv:2210.01496, Alg. 1 and 2. Unlike the published code, whose random signs are drawn for

@@ -95,7 +95,7 @@ def injected(name):
     return optax.inject_hyperparams(make, static_args=static)(**given), make, given, other
 
 
-@some({"pgd", "negative curvature", "zo spider"}, FACTORIES)
+@some({"pgd", "negative curvature"}, FACTORIES)
 def test_injected_numbers_are_the_numbers_and_changing_one_compiles_nothing(name):
     """All of a factory's, with its defaults; whole numbers, which give shapes and lengths, and the key are static."""
     transform, make, given, other = injected(name)

@@ -53,6 +53,7 @@ def test_an_arm_that_stays_where_it_is_does_not_escape():
     assert column == ["escape at step", "40", "not reached"]
 
 
+@pytest.mark.slow
 def test_a_figure_of_a_million_records_is_small_and_keeps_its_extremes(tmp_path):
     size = 1_000_000
     rng = np.random.default_rng(0)

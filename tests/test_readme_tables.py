@@ -1,0 +1,71 @@
+"""A table of the README is what the command beside it prints, from the code as it is.
+
+Its first heading is the command, its rows are arms, its other headings columns of the run's ``summary.md``. Those that
+run in a minute or two are held here; the others are made in the same way by hand.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pwgf_jax.experiments.cli import main
+
+ROOT = Path(__file__).parents[1]
+HELD = ("matrix_factorization", "certificate")
+MEDIAN = 0.05  # relative: medians of ten seeds on another machine, whose last digits differ
+
+
+def tables(text):
+    """All tables of a Markdown text, each a list of rows of cells."""
+    blocks = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    return [
+        [
+            [cell.strip() for cell in line.strip("|\n").split(" | ")]
+            for line in block.splitlines()
+            if set(line) - set("|:- ")
+        ]
+        for block in blocks
+    ]
+
+
+def of_command(config):
+    """The README's table that a command stands beside."""
+    wanted = f"`pwgf run configs/{config}.toml`"
+    found = [rows for rows in tables((ROOT / "README.md").read_text(encoding="utf-8")) if rows[0][0] == wanted]
+    assert len(found) == 1, f"{len(found)} tables of {wanted}"
+    return found[0]
+
+
+def median(cell):
+    """The first number of a cell; what is no number as it is."""
+    number = re.match(r"-?\d+(\.\d+)?(e[+-]?\d+)?", cell)
+    return float(number[0]) if number else cell
+
+
+@pytest.mark.parametrize("config", HELD)
+def test_every_heading_and_row_is_one_of_the_summary(config):
+    rows = of_command(config)
+    arms = re.findall(
+        r"^\[arms\.(\w+)\]", (ROOT / "configs" / f"{config}.toml").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert [row[0] for row in rows[1:]] == arms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", HELD)
+def test_the_table_is_what_the_command_prints(config, tmp_path):
+    assert main(["run", str(ROOT / "configs" / f"{config}.toml"), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    printed = {}
+    for rows in tables((tmp_path / "run" / "summary.md").read_text(encoding="utf-8")):
+        for arm, *cells in rows[1:]:
+            printed |= {(arm, heading): cell for heading, cell in zip(rows[0][1:], cells, strict=True)}
+    header, *rows = of_command(config)
+    for arm, *cells in rows:
+        for heading, cell in zip(header[1:], cells, strict=True):
+            ours, theirs = median(cell), median(printed[arm, heading])
+            if isinstance(ours, str):
+                assert cell == printed[arm, heading], (arm, heading)
+            else:
+                np.testing.assert_allclose(ours, theirs, rtol=MEDIAN, err_msg=f"{arm}, {heading}")
