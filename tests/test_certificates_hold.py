@@ -47,7 +47,7 @@ class Reflected:
     h: jax.Array
 
     def __call__(self, mu):
-        x = mu.points - 2 * (mu.points @ self.h)[:, None] * self.h
+        x = mu.points - 2 * (mu.points @ self.h)[:, None] * self.h[None]
         return mu.weights @ jnp.sum(self.spectrum[None] * x**2, axis=1) / 2
 
 
