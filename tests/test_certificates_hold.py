@@ -95,15 +95,21 @@ def tally(dtype, sizes, kinds, leasts):
     return counts
 
 
-def test_verdicts_are_right_at_a_few_starts(dtype):
-    counts = tally(dtype, {10: 2, 4000: 1}, ("two clusters", "few large", "zero", "one mean"), (-0.31, -0.19))
-    for kind, numbers in counts.items():
-        assert numbers == (6, 0, 0), kind
+@pytest.mark.float32
+def test_a_small_curvature_below_few_large_ones_is_seen_in_float32():
+    assert tally(jnp.float32, {4000: 3}, ("few large",), (-0.31, -0.19)) == {"few large": (6, 0, 0)}
+
+
+def here(dtype):
+    """Float32 is tried where x64 is off, as users have it: thousands of verdicts are not given twice."""
+    if dtype is jnp.float32 and jax.config.jax_enable_x64:
+        pytest.skip("with x64 off: PWGF_TEST_X64=0 python -m pytest -m float32")
 
 
 @pytest.mark.slow
 def test_verdicts_are_wrong_no_more_often_than_stated(dtype):
     """Where λ_min is further than 20 % of δ from −δ, nearly all are decided too. The figures are in the README."""
+    here(dtype)
     counts = tally(dtype, KEYS, (*KINDS, "one mean", "large and small mean"), LEAST)
     total, wrong, undecided = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
     assert total > 2500, total
@@ -115,5 +121,6 @@ def test_verdicts_are_wrong_no_more_often_than_stated(dtype):
 
 @pytest.mark.slow
 def test_verdicts_are_right_at_large_sizes(dtype):
+    here(dtype)
     for kind, (_, wrong, undecided) in tally(dtype, LARGE, AT_LARGE, (-0.31, -0.19)).items():
         assert (wrong, undecided) == (0, 0), kind

@@ -75,7 +75,9 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(("name", "problem"), [("quartic", quartic_problem), ("matrix", matrix_problem)])
+@pytest.mark.parametrize(
+    ("name", "problem"), [("quartic", quartic_problem), pytest.param("matrix", matrix_problem, marks=pytest.mark.slow)]
+)
 def test_the_composition_is_the_algorithm_as_printed(name, problem):
     F, value, gradient, start = problem()
     options, steps = OPTIONS[name], 200
