@@ -405,6 +405,7 @@ def constrained_escape(
         del extra_args
         trees.needed("constrained_escape", params=params, value_fn=value_fn)
         x, unravel = trees.ravel(params)
+        kept = state.curvature.dtype
         g = trees.ravel(updates)[0].astype(x.dtype)
         L, M, enough, curved = (jnp.asarray(n, x.dtype) for n in (smoothness, hessian_lipschitz, eps, gamma))
         next_key, search_key = jax.random.split(state.key)
@@ -426,13 +427,15 @@ def constrained_escape(
                 curvature = d @ product(d)
                 length = curved / (M * jnp.asarray(domain.diameter(x), x.dtype) ** 3)
                 saddle = curvature < -curved
-                return jnp.where(saddle, jnp.minimum(length, 1), 0) * d, curvature, curvature >= -curved
+                return jnp.where(saddle, jnp.minimum(length, 1), 0) * d, curvature.astype(kept), curvature >= -curved
 
             # A gap that is no number is no small one; and who has stopped looks no further.
             searches = (gap <= enough) & ~state.stopped
             move, curvature, ends = jax.lax.cond(searches, second, first)
         stopped = state.stopped | ends
         count = state.searches + searches.astype(jnp.int32)
-        return unravel(jnp.where(stopped, 0, move)), ConstrainedState(next_key, gap, curvature, count, stopped)
+        return unravel(jnp.where(stopped, 0, move)), ConstrainedState(
+            next_key, gap.astype(kept), curvature, count, stopped
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -73,7 +73,8 @@ def test_accumulated_gradients_with_the_extras_of_the_whole_are_steps_on_the_who
             x, state = step(x, state, -0.25)
             y, expected = alone(y, expected)
             equal(x, y, rtol=1e-9, atol=1e-12)
-            assert np.any(x["x"] != before["x"])
+            # a coordinate of one leaf: what compresses sends no more
+            assert any(np.any(leaf != old) for leaf, old in zip(x.values(), before.values(), strict=True))
     equal(state.inner_opt_state, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -196,7 +197,7 @@ def test_parameters_over_eight_devices_go_where_those_on_one_go(tmp_path):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "eight.npz")]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     expected = ends(spread=False)
     with np.load(tmp_path / "eight.npz") as eight:
