@@ -240,7 +240,9 @@ def phase_retrieval(signal: Float[Array, " d"], *, scale: float = 1e-3) -> Probl
         square, overlap = jnp.sum(x**2), x @ target
         return (3 * square**2 + 3 * energy**2 - 2 * square * energy - 4 * overlap**2) / 4
 
-    across = np.linalg.svd(z[None])[2][1] * np.sqrt(energy / 3)
+    across = -z * z[np.argmin(np.abs(z))] / energy  # what is orthogonal to z of the axis that it has least of
+    across[np.argmin(np.abs(z))] += 1
+    across *= np.sqrt(energy / 3) / np.linalg.norm(across)
     origin = np.sort(np.concatenate([[-3.0], -np.ones(z.size - 1)])) * energy
     equator = np.sort(np.concatenate([[-2.0, 2.0], np.zeros(z.size - 2)])) * energy
     bottom = np.sort(np.concatenate([[6.0 * energy], np.full(z.size - 1, 2.0 * energy)]))
