@@ -270,8 +270,8 @@ def _single(tree: PyTree) -> PyTree:
     """Half-precision numbers in float32."""
 
     def widened(leaf: Any) -> Any:
-        floating = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        return jnp.asarray(leaf).astype(single(jnp.result_type(leaf))) if floating else leaf
+        floating = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)  # a Python number stays weak
+        return leaf.astype(single(leaf.dtype)) if floating else leaf
 
     return jax.tree.map(widened, tree)
 
