@@ -39,7 +39,7 @@ def counted(monkeypatch):
 
         return HessianOperator(apply, found.mu)
 
-    for name in ("perturbation", "flows.spectral", "certify"):
+    for name in ("perturbation", "flows.spectral", "spectrum"):
         monkeypatch.setattr(import_module(f"pwgf_jax.{name}"), "wasserstein_hessian", hessian)
 
     def F(mu):  # a saddle at mean zero; the cosine keeps it off moment form
