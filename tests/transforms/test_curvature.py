@@ -83,7 +83,10 @@ def test_a_third_derivative_is_no_curvature(sign):
     for known in cases:
         for key in jax.random.split(KEY, 4):
             seen = negative_curvature(gradient, jnp.zeros(1), key, **options, **known)
-            np.testing.assert_allclose(seen.curvature, 0.1, atol=1e-6)
+            # In one dimension the Chebyshev polynomial may vanish at the only eigenvalue: then there is no direction.
+            expected = 0.1 if np.any(seen.direction) else 0.0
+            np.testing.assert_allclose(seen.curvature, expected, atol=1e-6)
+            assert not bool(seen.found)
 
 
 def test_the_default_radius_is_short_where_the_hessian_changes_fast_and_never_below_rounding():
