@@ -296,7 +296,7 @@ class HessianOperator:
 
     Args:
         apply: the linear map.
-        mu: the measure that its inner products belong to.
+        mu: the measure that its inner products belong to; None for parameters, whose inner product is Euclidean.
 
     Example:
         >>> import jax.numpy as jnp
@@ -307,7 +307,7 @@ class HessianOperator:
     """
 
     apply: Callable[[Field], Field] = field(repr=False)
-    mu: Particles
+    mu: Particles | None
 
     def __call__(self, v: Field) -> Field:
         """The product with a field."""

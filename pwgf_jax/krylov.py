@@ -113,10 +113,11 @@ def flatten(operator: Callable[[PyTree], PyTree], like: PyTree) -> FlatOperator:
     def to_field(q: Array) -> PyTree:
         return unravel(q.astype(plain.dtype))
 
-    if not isinstance(operator, HessianOperator):
+    mu = operator.mu if isinstance(operator, HessianOperator) else None
+    if mu is None:
         ones = jnp.ones(plain.shape, dtype)
         return FlatOperator(lambda q: to_flat(operator(to_field(q))), to_flat, to_field, ones, eps)
-    root = jnp.sqrt(operator.mu.weights)
+    root = jnp.sqrt(mu.weights)
     inverse_root = jnp.where(root > 0, 1 / jnp.where(root > 0, root, 1), 0)
 
     def scaled(factor: Array, u: PyTree) -> PyTree:

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from pwgf_jax import trees
+
 __all__ = ["Field", "Particles", "inner", "norm", "norm_squared"]
 
 Field: TypeAlias = PyTree[Float[Array, "n ..."]]
@@ -156,11 +158,11 @@ def per_particle(values: Shaped[Array, " n"], leaf: Shaped[Array, "n ..."]) -> S
     return values.reshape(values.shape + (1,) * (leaf.ndim - 1))
 
 
-def inner(mu: Particles, u: Field, v: Field) -> Float[Array, ""]:
-    r"""The inner product of :math:`L^2(\mu)`, :math:`\sum_i w_i \langle u_i, v_i\rangle`.
+def inner(mu: Particles | PyTree, u: Field | PyTree, v: Field | PyTree) -> Float[Array, ""]:
+    r"""The inner product of :math:`L^2(\mu)`, :math:`\sum_i w_i \langle u_i, v_i\rangle`; Euclidean at parameters.
 
     Args:
-        mu: the measure.
+        mu: the measure, or a pytree of parameters.
         u: a field on it.
         v: another one.
 
@@ -173,11 +175,13 @@ def inner(mu: Particles, u: Field, v: Field) -> Float[Array, ""]:
         >>> float(inner(mu, jnp.ones((4, 2)), jnp.ones((4, 2))))
         2.0
     """
+    if not isinstance(mu, Particles):
+        return trees.inner(u, v)
     terms = jax.tree.map(lambda a, b: jnp.sum(per_particle(mu.weights, a) * a * b), u, v)
     return reduce(operator.add, jax.tree.leaves(terms))
 
 
-def norm_squared(mu: Particles, u: Field) -> Float[Array, ""]:
+def norm_squared(mu: Particles | PyTree, u: Field | PyTree) -> Float[Array, ""]:
     r"""The squared norm :math:`\|u\|^2_{L^2(\mu)} = \sum_i w_i |u_i|^2`.
 
     Example:
@@ -189,11 +193,11 @@ def norm_squared(mu: Particles, u: Field) -> Float[Array, ""]:
     return inner(mu, u, u)
 
 
-def norm(mu: Particles, u: Field) -> Float[Array, ""]:
-    r"""The norm of :math:`L^2(\mu)`, :math:`\|u\|_{L^2(\mu)}`: the root mean square over particles.
+def norm(mu: Particles | PyTree, u: Field | PyTree) -> Float[Array, ""]:
+    r"""The norm of :math:`L^2(\mu)`, :math:`\|u\|_{L^2(\mu)}`: a root mean square; Euclidean at parameters.
 
     Args:
-        mu: the measure.
+        mu: the measure, or a pytree of parameters.
         u: a field on it.
 
     Returns:

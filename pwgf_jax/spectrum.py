@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from pwgf_jax import krylov
-from pwgf_jax.calculus import Functional, Part, wasserstein_hessian
-from pwgf_jax.measures import Particles
+from pwgf_jax.calculus import Part
+from pwgf_jax.objective import Objective, Point, coordinates, hessian
 
 __all__ = ["Sighting", "flat_hessian", "sight", "sighting", "spectrum_bound"]
 
@@ -33,6 +33,7 @@ class Sighting(NamedTuple):
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> from pwgf_jax import Particles
         >>> F = lambda mu: -mu.weights @ jnp.sum(mu.points**2, axis=-1)
         >>> mu = Particles.uniform(jnp.zeros((4, 2)))
         >>> float(sight(F, mu, "full", jax.random.key(0), depth=4).eigenvalue)
@@ -161,25 +162,26 @@ def sighting(flat: krylov.FlatOperator, recurrence: krylov.Recurrence, failure: 
     return Sighting(eigenvalue, residual + rounding, lower, rounding, flat.to_field(vector))
 
 
-def flat_hessian(F: Functional, mu: Particles, part: Part) -> krylov.FlatOperator:
-    """A Wasserstein Hessian as a symmetric matrix on flat vectors.
+def flat_hessian(F: Objective, mu: Point, part: Part) -> krylov.FlatOperator:
+    """A Hessian, of a functional at a measure or of a loss at parameters, as a symmetric matrix on flat vectors.
 
     Example:
         >>> import jax.numpy as jnp
+        >>> from pwgf_jax import Particles
         >>> F = lambda mu: mu.weights @ jnp.sum(mu.points**2, axis=-1)
         >>> flat_hessian(F, Particles.uniform(jnp.zeros((2, 1))), "full").matvec(jnp.ones(2)).tolist()
         [2.0, 2.0]
     """
-    return krylov.flatten(wasserstein_hessian(F, mu, part), mu.points)
+    return krylov.flatten(hessian(F, mu, part), coordinates(mu))
 
 
-def sight(F: Functional, mu: Particles, part: Part, key: Array, depth: int, failure: float = 1e-3) -> Sighting:
+def sight(F: Objective, mu: Point, part: Part, key: Array, depth: int, failure: float = 1e-3) -> Sighting:
     r"""The smallest eigenvalue of a Hessian after ``depth`` Lanczos steps from a random start, with its bounds.
 
     Args:
-        F: the functional.
-        mu: the measure.
-        part: ``"integral"`` or ``"full"``.
+        F: the functional, or a loss.
+        mu: the measure, or parameters.
+        part: ``"integral"`` or ``"full"``; of a loss, ``"full"``.
         key: typed random key.
         depth: Krylov dimension, capped by the size of a field.
         failure: probability that the lower bound fails.
@@ -189,6 +191,7 @@ def sight(F: Functional, mu: Particles, part: Part, key: Array, depth: int, fail
 
     Example:
         >>> import jax, jax.numpy as jnp
+        >>> from pwgf_jax import Particles
         >>> F = lambda mu: 0.5 * jnp.sum((mu.weights @ mu.points) ** 2)
         >>> seen = sight(F, Particles.uniform(jnp.zeros((4, 2))), "integral", jax.random.key(0), depth=4)
         >>> bool(abs(seen.eigenvalue) < 1e-5), bool(seen.lower > -1e-4)

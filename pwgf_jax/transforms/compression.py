@@ -12,8 +12,9 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
+from pwgf_jax import trees
 from pwgf_jax.krylov import check_key
-from pwgf_jax.transforms import trees
+from pwgf_jax.transforms.isometry import transformation
 
 __all__ = [
     "Compressor",
@@ -193,7 +194,7 @@ def error_feedback(compressor: Compressor, *, reset_every: int, key: Array) -> o
         bits += (count - resets).astype(jnp.float32) * float(compressor.bits(whole.size, width))
         return leaves, ErrorFeedbackState(next_key, count, error, bits)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def average_over(axis_name: str) -> optax.GradientTransformationExtraArgs:

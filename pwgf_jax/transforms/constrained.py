@@ -12,8 +12,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from pwgf_jax import trees
 from pwgf_jax.krylov import check_key, eigh
-from pwgf_jax.transforms import trees
+from pwgf_jax.transforms.isometry import transformation
 
 __all__ = ["ConstrainedState", "Domain", "ball", "box", "constrained_escape", "polytope", "simplex"]
 
@@ -438,4 +439,4 @@ def constrained_escape(
             next_key, gap.astype(kept), curvature, count, stopped
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)

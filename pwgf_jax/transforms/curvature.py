@@ -11,8 +11,9 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from pwgf_jax import trees
 from pwgf_jax.krylov import check_key
-from pwgf_jax.transforms import trees
+from pwgf_jax.transforms.isometry import transformation
 
 __all__ = [
     "NegativeCurvature",
@@ -361,7 +362,7 @@ def negative_curvature_descent(
         small = length <= jnp.asarray(eps, length.dtype)
         return escape(updates, state, search, small, 1 / smoothness, delta / hessian_lipschitz, 1)
 
-    return optax.GradientTransformationExtraArgs(opening("negative_curvature_descent", key), update)
+    return transformation(opening("negative_curvature_descent", key), update)
 
 
 def opening(caller: str, key: Array) -> Any:
@@ -495,4 +496,4 @@ def zeroth_order_descent(
         small = length <= 0.75 * jnp.asarray(eps, length.dtype)
         return escape(g, state, search, small, rate, delta / hessian_lipschitz, 2 * dimension)
 
-    return optax.GradientTransformationExtraArgs(opening("zeroth_order_descent", key), update)
+    return transformation(opening("zeroth_order_descent", key), update)

@@ -11,8 +11,9 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
+from pwgf_jax import trees
 from pwgf_jax.krylov import check_key
-from pwgf_jax.transforms import trees
+from pwgf_jax.transforms.isometry import transformation
 
 __all__ = ["DimerState", "dimer"]
 
@@ -164,4 +165,4 @@ def dimer(
             push = -strength * slope
         return _plus(updates, push, direction), DimerState(direction, curvature, state.count + 1)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from pwgf_jax import krylov
+from pwgf_jax import krylov, trees
 from pwgf_jax.krylov import check_key, matrix_function
-from pwgf_jax.transforms import trees
+from pwgf_jax.transforms.isometry import transformation
 
 __all__ = ["CubicState", "absolute_inverse", "cubic_newton", "scale_by_saddle_free_newton"]
 
@@ -99,7 +99,7 @@ def scale_by_saddle_free_newton(
         with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
             return matrix_function(hessian, _like(updates, params), phi, min(depth, trees.size(params))), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 class CubicState(NamedTuple):
@@ -185,7 +185,7 @@ def cubic_newton(lipschitz: float | Array, *, depth: int = 20, key: Array) -> op
         length = jnp.linalg.norm(step).astype(state.length.dtype)
         return flat.to_field(step), CubicState(next_key, length, values[0].astype(state.curvature.dtype))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def _cubic_step(values: Array, slopes: Array, genuine: Array, lipschitz: float | Array) -> Array:

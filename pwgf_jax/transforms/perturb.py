@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from pwgf_jax import trees
 from pwgf_jax.krylov import check_key
 from pwgf_jax.measures import Particles
-from pwgf_jax.transforms import trees
+from pwgf_jax.transforms.isometry import transformation
 from pwgf_jax.transforms.trigger import Examination, Trigger, Window, gradient_trigger, reached
 
 __all__ = [
@@ -286,7 +287,7 @@ def perturb_at_saddle(
             next_key, count + 1, window, jumps, state.jumps + more[0], state.failures + more[1], stopped, certified
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def _cast(tree: PyTree, dtypes: PyTree) -> PyTree:

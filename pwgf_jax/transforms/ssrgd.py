@@ -11,8 +11,9 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, PyTree
 
+from pwgf_jax import trees
 from pwgf_jax.krylov import check_key
-from pwgf_jax.transforms import trees
+from pwgf_jax.transforms.isometry import transformation
 from pwgf_jax.transforms.perturb import ball_noise
 from pwgf_jax.transforms.trigger import Window, gradient_trigger
 
@@ -224,4 +225,4 @@ def ssrgd(
         state = SSRGDState(next_key, count + 1, inner, params, v, trees.total(state.gradients, terms), window, jumps)
         return step, state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from pwgf_jax import trees
 from pwgf_jax.krylov import check_key
-from pwgf_jax.transforms import trees
 from pwgf_jax.transforms.curvature import (
     NegativeCurvature,
     NegativeCurvatureState,
@@ -23,6 +23,7 @@ from pwgf_jax.transforms.curvature import (
     escape,
     opening,
 )
+from pwgf_jax.transforms.isometry import transformation
 from pwgf_jax.transforms.ssrgd import check_batches, draw, reduced_gradient
 
 __all__ = [
@@ -268,7 +269,7 @@ def _descent(
         anchor = jax.tree.map(lambda new, old: jnp.where(moves, new, old), (params, v), anchor)
         return step, StochasticCurvatureState(seen, inner, *anchor)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return transformation(init, update)
 
 
 def zo_sgd_ncf(

@@ -24,7 +24,17 @@ _spec = find_spec(PACKAGE)
 assert _spec is not None
 HOME = Path(next(iter(_spec.submodule_search_locations or [])))
 
-MATHEMATICS = {"measures", "calculus", "contract", "krylov", "perturbation", "spectrum", "certify"}
+MATHEMATICS = {
+    "trees",
+    "measures",
+    "calculus",
+    "objective",
+    "contract",
+    "krylov",
+    "perturbation",
+    "spectrum",
+    "certify",
+}
 BELOW_EXPERIMENTS = {
     *MATHEMATICS,
     "theory",
@@ -40,17 +50,19 @@ BELOW_EXPERIMENTS = {
 # rooms (pwgf_jax._name) are for what has no room of its own: they know measures only, and everyone may use them.
 MAY_IMPORT: dict[str, set[str]] = {
     "compatibility": set(),
-    "measures": set(),
-    "kernels": {"measures"},
-    "functionals": {"measures", "kernels"},
-    "problems": {"measures", "kernels", "functionals", "calculus", "krylov"},
-    "calculus": {"measures"},
-    "contract": {"measures", "calculus"},
-    "krylov": {"measures", "calculus"},
-    "spectrum": {"measures", "calculus", "krylov"},
-    "perturbation": {"measures", "kernels", "calculus", "krylov"},
-    "certify": {"measures", "calculus", "contract", "krylov", "spectrum"},
-    "theory": {"measures", "calculus", "krylov", "perturbation"},
+    "trees": set(),
+    "measures": {"trees"},
+    "kernels": {"trees", "measures"},
+    "functionals": {"trees", "measures", "kernels"},
+    "problems": {"trees", "measures", "kernels", "functionals", "calculus", "krylov"},
+    "calculus": {"trees", "measures"},
+    "objective": {"trees", "measures", "calculus"},
+    "contract": {"trees", "measures", "calculus"},
+    "krylov": {"trees", "objective", "measures", "calculus"},
+    "spectrum": {"trees", "objective", "measures", "calculus", "krylov"},
+    "perturbation": {"trees", "objective", "measures", "kernels", "calculus", "krylov"},
+    "certify": {"trees", "objective", "measures", "calculus", "contract", "krylov", "spectrum"},
+    "theory": {"trees", "measures", "calculus", "krylov", "perturbation"},
     "transforms": {*MATHEMATICS, "kernels"},
     "flows": {*MATHEMATICS, "kernels", "transforms"},
     "solve": {*MATHEMATICS, "kernels", "transforms", "flows"},

@@ -19,6 +19,7 @@ from jaxtyping import Array, PyTree
 __all__ = [
     "copied",
     "dtype",
+    "inner",
     "needed",
     "norm",
     "positive",
@@ -120,6 +121,22 @@ def norm(tree: PyTree) -> Array:
     common = dtype(tree)
     squares = [jnp.sum(jnp.square(jnp.abs(jnp.asarray(leaf).astype(common)))) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares, jnp.zeros((), common)))
+
+
+def inner(u: PyTree, v: PyTree) -> Array:
+    """The Euclidean inner product over all leaves together.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(inner([jnp.array([3.0]), jnp.array([[4.0]])], [jnp.array([1.0]), jnp.array([[2.0]])]))
+        11.0
+    """
+    common = dtype((u, v))
+    terms = [
+        jnp.sum(jnp.asarray(a).astype(common) * jnp.asarray(b).astype(common))
+        for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(v), strict=True)
+    ]
+    return sum(terms, jnp.zeros((), common))
 
 
 def white(key: Array, like: PyTree) -> PyTree:
