@@ -32,13 +32,11 @@ from pwgf_jax.transforms.masked import masked
 from pwgf_jax.transforms.newton import CubicState, absolute_inverse, cubic_newton, scale_by_saddle_free_newton
 from pwgf_jax.transforms.perturb import (
     PerturbState,
-    PGDConstants,
     ball_noise,
     gaussian_noise,
     hessian_product_noise,
     perturb_at_saddle,
     pgd,
-    pgd_constants,
     scale_by_measure,
 )
 from pwgf_jax.transforms.ssrgd import SSRGDState, ssrgd
@@ -61,7 +59,6 @@ __all__ = [
     "Examination",
     "NegativeCurvature",
     "NegativeCurvatureState",
-    "PGDConstants",
     "PerturbState",
     "SSRGDState",
     "StochasticCurvatureState",
@@ -89,7 +86,6 @@ __all__ = [
     "negative_curvature_online",
     "perturb_at_saddle",
     "pgd",
-    "pgd_constants",
     "polytope",
     "random_k",
     "scale_by_measure",

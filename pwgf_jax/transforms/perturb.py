@@ -6,7 +6,6 @@ as a function of them. Whatever else is passed is ignored.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,14 +21,12 @@ from pwgf_jax.transforms.isometry import transformation
 from pwgf_jax.transforms.trigger import Examination, Trigger, Window, gradient_trigger, reached
 
 __all__ = [
-    "PGDConstants",
     "PerturbState",
     "ball_noise",
     "gaussian_noise",
     "hessian_product_noise",
     "perturb_at_saddle",
     "pgd",
-    "pgd_constants",
     "scale_by_measure",
 ]
 
@@ -294,98 +291,6 @@ def _cast(tree: PyTree, dtypes: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), tree, dtypes)
 
 
-class PGDConstants(NamedTuple):
-    """Constants of perturbed gradient descent, in the units of the objective and of its parameters.
-
-    Args:
-        learning_rate: η.
-        radius: of the ball of the noise, as a displacement.
-        eps: gradient norm that triggers.
-        k_thres: length of the waiting window [steps].
-        f_thres: decrease that a window has to exceed.
-
-    Example:
-        >>> pgd_constants(smoothness=1.0, hessian_lipschitz=1.0, eps=0.1, gap=1.0, dimension=10)._fields
-        ('learning_rate', 'radius', 'eps', 'k_thres', 'f_thres')
-    """
-
-    learning_rate: float
-    radius: float
-    eps: float
-    k_thres: int
-    f_thres: float
-
-
-def pgd_constants(
-    *,
-    smoothness: float,
-    hessian_lipschitz: float,
-    eps: float,
-    gap: float,
-    dimension: int,
-    failure: float = 0.1,
-    c: float = 0.5,
-    variant: str = "2017",
-) -> PGDConstants:
-    r"""The constants of the two papers on perturbed gradient descent (PGD).
-
-    ``"2017"``: :math:`\chi=3\max\{\log\frac{d\ell\Delta_f}{c\epsilon^2p},4\}`, :math:`\eta=c/\ell`,
-    :math:`r=\frac{\sqrt c}{\chi^2}\frac\epsilon\ell`, :math:`g=\frac{\sqrt c}{\chi^2}\epsilon`,
-    :math:`f=\frac c{\chi^3}\sqrt{\epsilon^3/\rho}`, :math:`t=\frac\chi{c^2}\frac\ell{\sqrt{\rho\epsilon}}`.
-    ``"2021"``: :math:`\eta=1/\ell`, displacement :math:`\eta\epsilon/(400\iota^3)`,
-    :math:`t=\iota\ell/\sqrt{\rho\epsilon}`, :math:`f=\frac1{50\iota^3}\sqrt{\epsilon^3/\rho}`, ι the least with
-    :math:`400\iota^4\frac{\ell\Delta_f}{\epsilon^2}\frac{\ell\sqrt d}{\sqrt{\rho\epsilon}}\iota^22^{8-\iota}\le p`.
-    They are worst cases: in practice far larger steps and radii work.
-
-    Args:
-        smoothness: ℓ, Lipschitz constant of the gradient.
-        hessian_lipschitz: ρ, of the Hessian.
-        eps: ε: the end is an ε-second-order point, \|∇f\| ≤ ε and λ_min ≥ −√(ρε).
-        gap: Δ_f = f(x₀) − f*.
-        dimension: d.
-        failure: p, probability of failure.
-        c: the constant that the first paper leaves open, at most one.
-        variant: ``"2017"`` or ``"2021"``.
-
-    Returns:
-        A :class:`PGDConstants`.
-
-    Raises:
-        ValueError: if a number is out of range or the variant unknown.
-
-    Example:
-        >>> found = pgd_constants(smoothness=1.0, hessian_lipschitz=1.0, eps=0.01, gap=1.0, dimension=10)
-        >>> found.learning_rate, found.k_thres
-        (0.5, 1742)
-
-    References:
-        Jin et al., arXiv:1703.00887, Alg. 3 (constants recalled); Jin, Netrapalli, Ge, Kakade, Jordan,
-        arXiv:1902.04811, Thm 18.
-    """
-    given = {"smoothness": smoothness, "hessian_lipschitz": hessian_lipschitz, "eps": eps, "gap": gap, "c": c}
-    for name, number in given.items():
-        trees.positive(f"pgd_constants: {name}", number)
-    if dimension < 1 or not 0 < failure < 1 or c > 1:
-        raise ValueError(
-            f"pgd_constants: dimension={dimension}, failure={failure}, c={c}; "
-            "need dimension >= 1, 0 < failure < 1 and c <= 1."
-        )
-    ell, rho = smoothness, hessian_lipschitz
-    fall = math.sqrt(eps**3 / rho)
-    if variant == "2017":
-        chi = 3 * max(math.log(dimension * ell * gap / (c * eps**2 * failure)), 4)
-        g = math.sqrt(c) / chi**2 * eps
-        window = math.ceil(chi / c**2 * ell / math.sqrt(rho * eps))
-        return PGDConstants(c / ell, g / ell, g, window, c / chi**3 * fall)
-    if variant != "2021":
-        raise ValueError(f'pgd_constants: variant={variant!r}; choose "2017" or "2021".')
-    iota = 1.0
-    while 400 * iota**6 * ell * gap / eps**2 * ell * math.sqrt(dimension / (rho * eps)) * 2 ** (8 - iota) > failure:
-        iota += 0.1
-    window = math.ceil(iota * ell / math.sqrt(rho * eps))
-    return PGDConstants(1 / ell, eps / (400 * iota**3) / ell, eps, window, fall / (50 * iota**3))
-
-
 def pgd(
     learning_rate: Any,
     *,
@@ -398,8 +303,9 @@ def pgd(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Perturbed gradient descent (PGD): steps −η∇f, and a jump uniform in a ball where :math:`|\nabla f|\le\epsilon`.
 
-    ``pgd(**pgd_constants(...)._asdict(), key=key)`` is the algorithm of the papers. Noise at every step instead (PSGD)
-    is ``optax.noisy_sgd(learning_rate, eta=r**2 / d, gamma=0.0, key=key)``.
+    ``pgd(**constants.pgd_2017(gap), key=key)`` is the algorithm of the first paper, for the numbers of
+    ``pwgf_jax.theory.Constants``. Noise at every step instead (PSGD) is
+    ``optax.noisy_sgd(learning_rate, eta=r**2 / d, gamma=0.0, key=key)``.
 
     Args:
         learning_rate: η, or a schedule.

@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spectrum": {"trees", "objective", "measures", "calculus", "krylov"},
     "perturbation": {"trees", "objective", "measures", "kernels", "calculus", "krylov"},
     "certify": {"trees", "objective", "measures", "calculus", "contract", "krylov", "spectrum"},
-    "theory": {"trees", "measures", "calculus", "krylov", "perturbation"},
+    "theory": {"trees", "objective", "measures", "calculus", "krylov", "perturbation"},
     "transforms": {*MATHEMATICS, "kernels"},
     "flows": {*MATHEMATICS, "kernels", "transforms"},
     "solve": {*MATHEMATICS, "kernels", "transforms", "flows"},

@@ -18,7 +18,6 @@ from pwgf_jax.transforms import (
     hessian_product_noise,
     perturb_at_saddle,
     pgd,
-    pgd_constants,
     scale_by_measure,
 )
 from tests.transforms.driving import drive
@@ -197,23 +196,6 @@ def test_seeds_in_a_batch_are_the_seeds_alone():
     np.testing.assert_allclose(jax.vmap(final)(keys), jnp.stack([final(key) for key in keys]), atol=1e-12)
 
 
-def test_constants_are_the_papers():
-    given = {"smoothness": 2.0, "hessian_lipschitz": 0.5, "eps": 0.01, "gap": 3.0, "dimension": 7, "failure": 0.05}
-    old = pgd_constants(**given, c=0.25)
-    chi = 3 * max(np.log(7 * 2 * 3 / (0.25 * 1e-4 * 0.05)), 4)
-    np.testing.assert_allclose(old.learning_rate, 0.125)
-    np.testing.assert_allclose(old.eps, 0.5 / chi**2 * 0.01)
-    np.testing.assert_allclose(old.radius * 2, old.eps)
-    np.testing.assert_allclose(old.f_thres, 0.25 / chi**3 * np.sqrt(1e-6 / 0.5))
-    assert old.k_thres == np.ceil(chi / 0.0625 * 2 / np.sqrt(0.005))
-    new = pgd_constants(**given, variant="2021")
-    iota = np.cbrt(np.sqrt(1e-6 / 0.5) / 50 / new.f_thres)
-    np.testing.assert_allclose(new.radius, 0.5 * 0.01 / (400 * iota**3))
-    steps = 400 * iota**4 * 2 * 3 / 1e-4
-    bound = lambda i: steps / iota**4 * i**4 * 2 * np.sqrt(7 / 0.005) * i**2 * 2 ** (8 - i)  # noqa: E731
-    assert bound(iota) <= 0.05 < bound(iota - 0.1)
-
-
 def test_wasserstein_scaling_is_the_gradient_of_the_measure():
     gradient = {"a": jnp.ones((4, 2)), "b": jnp.ones(4)}
     plain: Any = scale_by_measure().update(gradient, optax.EmptyState())
@@ -236,7 +218,3 @@ def test_what_is_missing_or_wrong_is_named():
         perturb_at_saddle(ball_noise(0.1), gradient_trigger(**TRIGGER), jax.random.PRNGKey(0))
     with pytest.raises(ValueError, match=r"radius=0\.0"):
         ball_noise(0.0)
-    with pytest.raises(ValueError, match='choose "2017" or "2021"'):
-        pgd_constants(smoothness=1.0, hessian_lipschitz=1.0, eps=0.1, gap=1.0, dimension=2, variant="2019")
-    with pytest.raises(ValueError, match="dimension >= 1"):
-        pgd_constants(smoothness=1.0, hessian_lipschitz=1.0, eps=0.1, gap=1.0, dimension=0)

@@ -8,7 +8,7 @@ import pytest
 from scipy import special, stats
 
 from pwgf_jax import Particles, Record, Status, functionals, pwgf, run, sweep
-from pwgf_jax.theory import Constants, TheoryWarning, estimate_smoothness, theory_parameters
+from pwgf_jax.theory import Factors, TheoryWarning, estimate_smoothness, theory_parameters
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def exact_failure(parameters, delta):
 @pytest.mark.parametrize("failure", [0.5, 0.1, 1e-3])
 @pytest.mark.parametrize("window", [1.0, 2.0])
 def test_the_failure_asked_for_bounds_the_exact_one_at_a_saddle(delta, failure, window):
-    parameters = theory_parameters(**known(delta), failure=failure, constants=Constants(window=window))
+    parameters = theory_parameters(**known(delta), failure=failure, factors=Factors(window=window))
     exact = exact_failure(parameters, delta)
     assert exact <= failure
     if window == 1:  # without the spare time the accounting is sharp, not only safe
@@ -64,7 +64,7 @@ def test_the_failure_asked_for_bounds_the_exact_one_at_a_saddle(delta, failure, 
 @pytest.mark.parametrize(("delta", "window"), [(1.0, 2.0), (0.1, 2.0), (0.01, 2.0), (0.1, 1.0)])
 def test_jumps_from_a_saddle_escape_within_the_window_as_often_as_promised(delta, window):
     failure, seeds = 0.1, 600
-    parameters = theory_parameters(**known(delta), failure=failure, constants=Constants(window=window))
+    parameters = theory_parameters(**known(delta), failure=failure, factors=Factors(window=window))
     saddle = Particles.uniform(jnp.asarray([[-1.0], [1.0], [-0.5], [0.5]]))  # its mean is zero exactly
     solution = sweep(
         pwgf(parameters.step_size, **parameters),
@@ -149,10 +149,10 @@ def test_parameters_follow_a_change_of_units():
 
 
 def test_parameters_have_the_orders_of_the_theorems():
-    ones = Constants(1.0, 1.0, 1.0)
+    ones = Factors(1.0, 1.0, 1.0)
     for delta in (1.0, 0.1, 0.01):
         for eps in (0.0, 1e-2 * delta**2, delta**2):
-            parameters = theory_parameters(eps, delta, step_size=0.1, constants=ones)
+            parameters = theory_parameters(eps, delta, step_size=0.1, factors=ones)
             np.testing.assert_allclose(parameters.f_thres, delta**3, rtol=1e-12)
             by_gradient = delta**3 / eps if eps else np.inf
             np.testing.assert_allclose(parameters.eta_p, min(delta**1.5, by_gradient), rtol=1e-12)
@@ -221,7 +221,7 @@ def test_it_warns_where_the_theorems_are_silent_and_the_advice_helps(arguments, 
         ({"step_size": -1.0}, "step_size=-1.0"),
         ({"failure": 1.0}, "failure=1.0; give a probability"),
         ({"decrease_available": 0.0}, "decrease_available=0.0"),
-        ({"constants": Constants(window=0.0)}, "constants.window=0.0"),
+        ({"factors": Factors(window=0.0)}, "factors.window=0.0"),
     ],
 )
 def test_impossible_numbers_are_refused(wrong, message):
