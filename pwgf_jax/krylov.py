@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from pwgf_jax import trees
 from pwgf_jax.calculus import HessianOperator
-from pwgf_jax.measures import per_particle, single
+from pwgf_jax.measures import per_particle
 
 __all__ = [
     "Eigenpair",
@@ -101,21 +101,18 @@ class Decomposition(NamedTuple):
 
 
 def flatten(operator: Callable[[PyTree], PyTree], like: PyTree) -> FlatOperator:
-    plain, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like))
-    if not jnp.issubdtype(plain.dtype, jnp.floating):
-        raise TypeError(f"krylov: fields are {plain.dtype}; give floating arrays.")
-    dtype = single(plain.dtype)
-    eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(like))
+    for leaf in jax.tree.leaves(like):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"krylov: fields are {leaf.dtype}; give floating arrays.")
+    plain, to_field = trees.ravel(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like))
+    eps = trees.precision(like)
 
     def to_flat(u: PyTree) -> Array:
-        return ravel_pytree(u)[0].astype(dtype)
-
-    def to_field(q: Array) -> PyTree:
-        return unravel(q.astype(plain.dtype))
+        return trees.ravel(u)[0]
 
     mu = operator.mu if isinstance(operator, HessianOperator) else None
     if mu is None:
-        ones = jnp.ones(plain.shape, dtype)
+        ones = jnp.ones_like(plain)
         return FlatOperator(lambda q: to_flat(operator(to_field(q))), to_flat, to_field, ones, eps)
     root = jnp.sqrt(mu.weights)
     inverse_root = jnp.where(root > 0, 1 / jnp.where(root > 0, root, 1), 0)
@@ -442,8 +439,11 @@ def smallest_eigenpair(
     """
     check_key(key, "smallest_eigenpair")
     if like is None:
-        if not isinstance(operator, HessianOperator):
-            raise ValueError("smallest_eigenpair: a bare callable needs like=, a field with the shapes it acts on.")
+        if not isinstance(operator, HessianOperator) or operator.mu is None:
+            raise ValueError(
+                "smallest_eigenpair: a bare callable needs like=, a field with the shapes it acts on; a Hessian at "
+                "parameters too."
+            )
         like = operator.mu.points
     flat = flatten(operator, like)
     depth = min(depth, flat.support.size)

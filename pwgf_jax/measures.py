@@ -59,7 +59,7 @@ class Particles:
 
     @classmethod
     def uniform(cls, points: PyTree) -> Particles:
-        """The empirical measure of ``points``: weight 1/N each, in the points' dtype.
+        """The empirical measure of ``points``: weight 1/N each, in the points' dtype. A bare vector is refused.
 
         Example:
             >>> import jax.numpy as jnp
@@ -75,6 +75,12 @@ class Particles:
             )
         if not leaves or jnp.ndim(leaves[0]) == 0 or leaves[0].shape[0] == 0:
             raise ValueError("Particles.uniform: no particles; give an array (N, d) with N >= 1, or a pytree of such.")
+        if leaves[0] is points and points.ndim == 1:
+            raise ValueError(
+                f"Particles.uniform: the points are a vector of {points.size} numbers; give x[:, None] for that many "
+                "particles on the line, x[None] for one particle, or, if x are the parameters of a loss, x itself to "
+                "what takes losses: certify(value_fn, x, ...)."
+            )
         count = leaves[0].shape[0]
         _check_points(points, count)
         return cls(points, jnp.full((count,), 1 / count, jnp.result_type(*leaves)))

@@ -8,17 +8,33 @@ eigenvector.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from pwgf_jax import krylov
-from pwgf_jax.calculus import Part
-from pwgf_jax.objective import Objective, Point, coordinates, hessian
+from pwgf_jax import krylov, trees
+from pwgf_jax.calculus import HessianOperator, Part
+from pwgf_jax.empirical import hessian
+from pwgf_jax.measures import Particles
+from pwgf_jax.objective import Objective, Point, coordinates
 
-__all__ = ["Sighting", "flat_hessian", "sight", "sighting", "spectrum_bound"]
+__all__ = [
+    "FIRST_LOOK",
+    "Budget",
+    "Curvature",
+    "Sighting",
+    "along",
+    "begun",
+    "deepest",
+    "flat_hessian",
+    "search",
+    "sight",
+    "sighting",
+    "spectrum_bound",
+]
 
 
 class Sighting(NamedTuple):
@@ -203,3 +219,182 @@ def sight(F: Objective, mu: Point, part: Part, key: Array, depth: int, failure: 
         depth = min(depth, flat.support.size)
         begun = krylov.begin(krylov.random_start(start_key, flat), depth, flat.support)
         return sighting(flat, krylov.extend(flat, begun, 0, depth, fresh_key), failure)
+
+
+FIRST_LOOK = 16
+"""Steps of Lanczos before the first look at what they show; then twice as many every time."""
+
+_BASIS = 2**30  # bytes of a Krylov basis, where nothing else is said
+
+
+class Curvature(NamedTuple):
+    """What is known of the smallest eigenvalue of one operator.
+
+    Args:
+        eigenvalue: Rayleigh quotient of ``direction``: an upper bound of λ_min, up to ``rounding``.
+        residual: an eigenvalue lies within this distance of ``eigenvalue``, rounding included.
+        lower: λ_min is not below this, with probability at least 1 − failure, rounding included.
+        rounding: what rounding can move an eigenvalue by, in this precision.
+        direction: unit field that attains ``eigenvalue``.
+        products: Hessian products spent.
+
+    Example:
+        >>> Curvature(-1.0, 0.1, -1.1, 1e-7, None, 16).below(0.5)
+        True
+    """
+
+    eigenvalue: float
+    residual: float
+    lower: float
+    rounding: float
+    direction: PyTree
+    products: int
+
+    def below(self, delta: float) -> bool | None:
+        """Whether λ_min is below −δ; None where that is open."""
+        if self.eigenvalue + self.rounding < -delta:
+            return True
+        return False if self.lower >= -delta else None
+
+
+class Budget(NamedTuple):
+    """What a search may spend, and how often its bound may fail.
+
+    Args:
+        products: Hessian products at most.
+        depth: longest Krylov basis kept.
+        failure: upper bound of the probability that ``Curvature.lower`` is above λ_min.
+
+    Example:
+        >>> Budget(products=512, depth=32, failure=1e-3).depth
+        32
+    """
+
+    products: int
+    depth: int
+    failure: float
+
+
+def deepest(point: Point, max_depth: int | None) -> int:
+    """The longest Krylov basis to keep: the one asked for, or what one GiB holds, at least 32.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> deepest(jnp.zeros(2**20, "float32"), None), deepest(jnp.zeros(3), 7)
+        (256, 7)
+    """
+    if max_depth is not None:
+        return max_depth
+    at = coordinates(point)
+    return max(32, _BASIS // max(trees.size(at) * trees.dtype(at).itemsize, 1))
+
+
+def _geometry(point: Point) -> krylov.FlatOperator:
+    """Fields as flat vectors; no objective is needed for that, nor compiled."""
+    mu = point if isinstance(point, Particles) else None
+    return krylov.flatten(HessianOperator(lambda v: v, mu), coordinates(point))
+
+
+@partial(jax.jit, static_argnums=2)
+def begun(point: Point, key: Array, depth: int) -> krylov.Recurrence:
+    """The recurrence of Lanczos from a random start at a measure or at parameters, before its first step.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> begun(jnp.zeros(5), jax.random.key(0), 3).basis.shape
+        (15,)
+    """
+    flat = _geometry(point)
+    return krylov.begin(krylov.random_start(key, flat), depth, flat.support)
+
+
+@partial(jax.jit, static_argnums=2)
+def _restart(point: Point, direction: PyTree, depth: int) -> krylov.Recurrence:
+    flat = _geometry(point)
+    return krylov.begin(flat.to_flat(direction), depth, flat.support)
+
+
+@partial(jax.jit, static_argnums=(2, 7))
+def _deepen(
+    F: Objective,
+    point: Point,
+    part: Part,
+    recurrence: krylov.Recurrence,
+    first: Array,
+    last: Array,
+    key: Array,
+    failure: float,
+) -> tuple[krylov.Recurrence, Sighting]:
+    """Steps ``first`` to ``last``, and what is known after them."""
+    with jax.default_matmul_precision("highest"):
+        flat = flat_hessian(F, point, part)
+        recurrence = krylov.extend(flat, recurrence, first, last, key)
+        return recurrence, sighting(flat, recurrence, failure)
+
+
+@partial(jax.jit, static_argnums=2)
+def along(F: Objective, point: Point, part: Part, direction: PyTree) -> tuple[Array, Array]:
+    """Rayleigh quotient and residual of a direction.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from pwgf_jax.measures import traceable
+        >>> loss = traceable(lambda x: jnp.sum(jnp.array([1.0, 3.0]) * x**2))
+        >>> [float(x) for x in along(loss, jnp.zeros(2), "full", jnp.array([0.0, 1.0]))]
+        [6.0, 0.0]
+    """
+    with jax.default_matmul_precision("highest"):
+        flat = flat_hessian(F, point, part)
+        eigenvalue, _, residual = krylov.rayleigh(flat, flat.to_flat(direction))
+        return eigenvalue, residual
+
+
+def search(F: Objective, point: Point, part: Part, delta: float, key: Array, budget: Budget) -> Curvature:
+    """Lanczos, deepened until curvature below −δ is seen or excluded, or the budget is spent; not to be traced.
+
+    Args:
+        F: a functional or a loss, as a pytree.
+        point: a measure, or parameters.
+        part: of the Hessian, as in :func:`sight`.
+        delta: δ.
+        key: typed random key, for the start.
+        budget: a :class:`Budget`.
+
+    Returns:
+        A :class:`Curvature`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pwgf_jax.measures import traceable
+        >>> loss = traceable(lambda x: jnp.sum(jnp.cos(x)))
+        >>> found = search(loss, jnp.zeros(3), "full", 0.1, jax.random.key(0), Budget(32, 8, 1e-3))
+        >>> round(found.eigenvalue, 4), found.below(0.1)
+        (-1.0, True)
+    """
+    # Every look costs one product more than its steps.
+    cap = min(budget.depth, budget.products - 1, trees.size(coordinates(point)))
+    depth, done, products, lower = min(FIRST_LOOK, cap), 0, 0, -math.inf
+    looks = 1 + math.ceil(math.log2(max(cap / depth, 1)))
+    start_key, fresh_key = jax.random.split(key)
+    recurrence = begun(point, start_key, depth)
+    restarted = False
+    while True:
+        recurrence, seen = _deepen(
+            F, point, part, recurrence, jnp.int32(done), jnp.int32(depth), fresh_key, budget.failure / looks
+        )
+        products += depth - done + 1
+        if not restarted:
+            lower = max(lower, float(seen.lower))
+        numbers = float(seen.eigenvalue), float(seen.residual), lower, float(seen.rounding)
+        curvature = Curvature(*numbers, seen.direction, products)
+        affordable = budget.products - products - 1
+        spent = affordable < 1 or (recurrence.room <= 0 and not restarted)
+        if curvature.below(delta) is not None or spent or not math.isfinite(curvature.eigenvalue):
+            return curvature
+        if depth < cap:
+            done, depth = depth, min(2 * depth, cap, depth + affordable)
+            recurrence = krylov.grown(recurrence, depth)
+        else:
+            # No room for a longer basis: go on from the best vector. It can only still find a saddle.
+            restarted, done, depth = True, 0, min(cap, affordable)
+            recurrence = _restart(point, seen.direction, depth)

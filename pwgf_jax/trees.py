@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
@@ -22,6 +24,7 @@ __all__ = [
     "inner",
     "needed",
     "norm",
+    "partition",
     "positive",
     "precision",
     "ravel",
@@ -108,6 +111,61 @@ def ravel(tree: PyTree) -> tuple[Array, Callable[[Array], PyTree]]:
 
     parts = [jnp.ravel(leaf).astype(common) for leaf in leaves]
     return jnp.concatenate(parts) if parts else jnp.zeros(0, common), unravel
+
+
+@dataclass(frozen=True)
+class _Rejoin:
+    """Puts floating leaves back among those that are held; what is static of it, so that it crosses ``jax.jit``."""
+
+    structure: Any
+    plain: tuple  # functions, Python numbers, strings; None in the place of any array
+
+    def __call__(self, held: list, floating: PyTree) -> PyTree:
+        moving = self.structure.flatten_up_to(floating)
+        leaves = [
+            next((leaf for leaf in at_one_place if leaf is not None), None)
+            for at_one_place in zip(moving, held, self.plain, strict=True)
+        ]
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+def _floating(leaf: Any) -> bool:
+    return isinstance(leaf, float) or (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating))
+
+
+def partition(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """The floating leaves of a tree, as arrays, with None elsewhere; and the way back, which holds the others fixed.
+
+    The way back is a pytree: the arrays that it holds (integers, random keys) are leaves of it, and what is no array
+    (functions, Python's integers and booleans, strings) is static under ``jax.jit``.
+
+    Args:
+        tree: any pytree, such as an equinox module.
+
+    Returns:
+        The floating part, and a function from it to a tree like the one given.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> network = {"w": jnp.ones(2), "activation": jnp.tanh, "layers": 3, "bias": None}
+        >>> floating, whole = partition(network)
+        >>> floating["activation"] is None, floating["layers"] is None
+        (True, True)
+        >>> moved = whole(jax.tree.map(lambda w: 2 * w, floating))
+        >>> moved["w"].tolist(), moved["layers"], moved["activation"] is jnp.tanh
+        ([2.0, 2.0], 3, True)
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    moving = [jnp.asarray(leaf) if _floating(leaf) else None for leaf in leaves]
+    held = [
+        leaf if moved is None and isinstance(leaf, jax.Array | np.ndarray | np.generic) else None
+        for leaf, moved in zip(leaves, moving, strict=True)
+    ]
+    plain = tuple(
+        leaf if moved is None and array is None else None
+        for leaf, moved, array in zip(leaves, moving, held, strict=True)
+    )
+    return jax.tree.unflatten(structure, moving), jax.tree_util.Partial(_Rejoin(structure, plain), held)
 
 
 def norm(tree: PyTree) -> Array:

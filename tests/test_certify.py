@@ -1,6 +1,5 @@
 """Certificates against dense spectra, and on every saddle and minimum that is known in closed form."""
 
-import sys
 from dataclasses import dataclass
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pwgf_jax import Particles, Verdict, certify, functionals, hessian_matrix
+from pwgf_jax import Particles, Verdict, certify, functionals, hessian_matrix, spectrum
 from pwgf_jax.krylov import begin, extend, finish, flatten, random_start, ritz
 from pwgf_jax.measures import traceable
 from pwgf_jax.spectrum import sight, spectrum_bound
@@ -326,14 +325,13 @@ def test_no_more_products_are_spent_than_allowed(max_products):
 @pytest.mark.slow
 def test_the_basis_never_outgrows_its_memory_and_restarts_find_what_one_basis_does_not(monkeypatch):
     F, mu = quadratic(0, HARD, jnp.float64, size=WIDE), Particles.uniform(jnp.zeros((1, WIDE)))
-    module = sys.modules[certify.__module__]  # the function has the name of its module
-    deepen, depths = module._deepen, []
+    deepen, depths = spectrum._deepen, []
 
     def watched(F, mu, part, recurrence, *rest):
         depths.append(recurrence.basis.size // recurrence.vector.size)
         return deepen(F, mu, part, recurrence, *rest)
 
-    monkeypatch.setattr(module, "_deepen", watched)
+    monkeypatch.setattr(spectrum, "_deepen", watched)
     once = certify(F, mu, eps=1e-3, delta=0.045, key=KEY, max_products=8, max_depth=6)
     assert once.verdict == Verdict.undecided
     found = certify(F, mu, eps=1e-3, delta=0.045, key=KEY, max_products=400, max_depth=6)

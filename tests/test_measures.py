@@ -16,7 +16,7 @@ def fields(seed, dtype, count=5):
     return {
         "array": points_of((count, 3), dtype, seed),
         "lattice": points_of((count, 8, 3), dtype, seed),
-        "numbers": points_of((count,), dtype, seed),
+        "numbers": {"x": points_of((count,), dtype, seed)},
         "dict": {"a": points_of((count, 2), dtype, seed), "w": points_of((count, 4), dtype, seed + 100)},
     }
 
@@ -48,6 +48,7 @@ def test_uniform_has_equal_weights_of_sum_one_in_the_points_dtype(shape, dtype):
         ),
         (lambda: Particles.uniform(jnp.zeros((0, 2))), ValueError, "no particles"),
         (lambda: Particles.uniform({}), ValueError, "no particles"),
+        (lambda: Particles.uniform(jnp.ones(5)), ValueError, r"a vector of 5 numbers; give x\[:, None\].*x\[None\]"),
         (lambda: Particles.uniform(jnp.ones(())), ValueError, "the points are 1 single numbers; give an array"),
         (lambda: Particles(jnp.ones((3, 2)), jnp.ones((3, 1))), ValueError, "one weight per particle"),
         (lambda: Particles(jnp.ones((3, 2)), jnp.ones(())), ValueError, "one weight per particle"),

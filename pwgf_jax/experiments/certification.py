@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from pwgf_jax.calculus import Functional, wasserstein_hessian
-from pwgf_jax.certify import Certificate, Curvature, certify
+from pwgf_jax.certify import Certificate, certify
 from pwgf_jax.experiments.folder import Arm, RunFolder
 from pwgf_jax.experiments.problems import Experiment
 from pwgf_jax.experiments.reading import ConfigError, suggestion
@@ -23,6 +23,7 @@ from pwgf_jax.experiments.schema import Call
 from pwgf_jax.experiments.summary import table
 from pwgf_jax.krylov import lanczos
 from pwgf_jax.measures import Particles, traceable
+from pwgf_jax.spectrum import Curvature
 
 __all__ = ["Certified", "certify_run", "report"]
 
