@@ -19,20 +19,25 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 __all__ = [
+    "all_positive",
     "copied",
+    "divided",
     "dtype",
     "inner",
     "needed",
     "norm",
+    "not_negative",
     "partition",
     "positive",
     "precision",
     "ravel",
     "real",
     "restrict",
+    "schedule",
     "size",
     "times",
     "total",
+    "unit",
     "white",
     "whole",
     "zeros",
@@ -181,6 +186,31 @@ def norm(tree: PyTree) -> Array:
     return jnp.sqrt(sum(squares, jnp.zeros((), common)))
 
 
+def divided(a: Array, b: Array) -> Array:
+    """a/b, and 0 where b is 0: also in derivatives, which a quotient that is masked afterwards would make NaN.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> divided(jnp.array([1.0, 1.0]), jnp.array([2.0, 0.0])).tolist()
+        [0.5, 0.0]
+    """
+    present = b != 0
+    return jnp.where(present, a / jnp.where(present, b, 1), 0)
+
+
+def unit(tree: PyTree) -> tuple[PyTree, Array]:
+    """A tree over its :func:`norm`, and that norm; zeros for zeros.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> direction, length = unit([jnp.array([3.0]), jnp.array([[4.0]])])
+        >>> [leaf.item() for leaf in direction], float(length)
+        ([0.6..., 0.8...], 5.0)
+    """
+    length = norm(tree)
+    return jax.tree.map(lambda leaf: divided(leaf, length.astype(leaf.dtype)), tree), length
+
+
 def inner(u: PyTree, v: PyTree) -> Array:
     """The Euclidean inner product over all leaves together.
 
@@ -294,6 +324,33 @@ def positive(name: str, number: float | Array) -> None:
         raise ValueError(f"{name}={number}; give a positive number.")
 
 
+def all_positive(caller: str, **numbers: float | Array | None) -> None:
+    """The same for several numbers of one caller; None stands for its default.
+
+    Example:
+        >>> all_positive("dimer", separation=0.1, strength=-1.0, kick=None)
+        Traceback (most recent call last):
+        ...
+        ValueError: dimer: strength=-1.0; give a positive number.
+    """
+    for name, number in numbers.items():
+        if number is not None:
+            positive(f"{caller}: {name}", number)
+
+
+def not_negative(name: str, number: float | Array) -> None:
+    """Refuse a number that is negative or not finite.
+
+    Example:
+        >>> not_negative("dimer: kick", -1.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: dimer: kick=-1.0; give zero or a positive number.
+    """
+    if not isinstance(number, Tracer) and not 0 <= number < math.inf:
+        raise ValueError(f"{name}={number}; give zero or a positive number.")
+
+
 def whole(name: str, number: Any, least: int = 1) -> int:
     """The number as an integer; refuse what is none of at least ``least`` that fits in 32 bits.
 
@@ -335,3 +392,30 @@ def times(count: Array, factor: int) -> Array:
     """
     most = _INT32 // factor
     return jnp.where(count > most, _INT32, jnp.minimum(count, most) * min(factor, _INT32))
+
+
+def schedule(name: str, value: Any) -> Callable[[Any], Array]:
+    """A number or an optax schedule as a function of the step; a number has to be non-negative.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(schedule("noise: level", 0.5)(jnp.int32(3)))
+        0.5
+        >>> schedule("noise: level", -1.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: noise: level=-1.0; give a non-negative number.
+    """
+    if not callable(value):
+        traced = isinstance(value, jax.Array) and jnp.ndim(value) == 0
+        if not traced and (not isinstance(value, int | float) or isinstance(value, bool)):
+            raise TypeError(f"{name} is a {type(value).__name__}; give a float or an optax schedule.")
+        if not isinstance(value, Tracer) and not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value}; give a non-negative number.")
+        value = optax.constant_schedule(value)
+
+    def at(step: Any) -> Array:
+        with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix dtypes
+            return jnp.asarray(value(step))
+
+    return at

@@ -9,45 +9,23 @@ from pwgf_jax.transforms.compression import (
     random_k,
     top_k,
 )
-from pwgf_jax.transforms.constrained import (
-    ConstrainedState,
-    Domain,
-    ball,
-    box,
-    constrained_escape,
-    polytope,
-    simplex,
-)
-from pwgf_jax.transforms.curvature import (
-    NegativeCurvature,
+from pwgf_jax.transforms.constrained import ConstrainedState, constrained_escape
+from pwgf_jax.transforms.curvature import NegativeCurvature, negative_curvature, negative_curvature_online
+from pwgf_jax.transforms.curvature_descent import (
     NegativeCurvatureState,
-    coordinate_gradient,
-    gaussian_gradient,
-    negative_curvature,
     negative_curvature_descent,
     zeroth_order_descent,
 )
+from pwgf_jax.transforms.differences import coordinate_gradient, gaussian_gradient
 from pwgf_jax.transforms.dimer import DimerState, dimer
+from pwgf_jax.transforms.domains import Domain, ball, box, polytope, simplex
+from pwgf_jax.transforms.finite_sums import Epoch, Estimator, scsg, sgd, spider
+from pwgf_jax.transforms.isometry import Isometry, transformation
 from pwgf_jax.transforms.masked import masked
 from pwgf_jax.transforms.newton import CubicState, absolute_inverse, cubic_newton, scale_by_saddle_free_newton
-from pwgf_jax.transforms.perturb import (
-    PerturbState,
-    ball_noise,
-    gaussian_noise,
-    hessian_product_noise,
-    perturb_at_saddle,
-    pgd,
-    scale_by_measure,
-)
+from pwgf_jax.transforms.perturb import PerturbState, perturb_at_saddle, pgd, scale_by_measure
 from pwgf_jax.transforms.ssrgd import SSRGDState, ssrgd
-from pwgf_jax.transforms.stochastic import (
-    StochasticCurvatureState,
-    negative_curvature_online,
-    zo_scsg_ncf,
-    zo_sgd_ncf,
-    zo_spider_ncf,
-)
-from pwgf_jax.transforms.trigger import Examination, Trigger, Window, certificate_trigger, gradient_trigger
+from pwgf_jax.transforms.trigger import Examination, Leap, Trigger, Window, certificate_trigger, gradient_trigger, leap
 
 __all__ = [
     "Compressor",
@@ -55,19 +33,21 @@ __all__ = [
     "CubicState",
     "DimerState",
     "Domain",
+    "Epoch",
     "ErrorFeedbackState",
+    "Estimator",
     "Examination",
+    "Isometry",
+    "Leap",
     "NegativeCurvature",
     "NegativeCurvatureState",
     "PerturbState",
     "SSRGDState",
-    "StochasticCurvatureState",
     "Trigger",
     "Window",
     "absolute_inverse",
     "average_over",
     "ball",
-    "ball_noise",
     "box",
     "certificate_trigger",
     "compressed_sgd",
@@ -77,9 +57,8 @@ __all__ = [
     "dimer",
     "error_feedback",
     "gaussian_gradient",
-    "gaussian_noise",
     "gradient_trigger",
-    "hessian_product_noise",
+    "leap",
     "masked",
     "negative_curvature",
     "negative_curvature_descent",
@@ -90,11 +69,12 @@ __all__ = [
     "random_k",
     "scale_by_measure",
     "scale_by_saddle_free_newton",
+    "scsg",
+    "sgd",
     "simplex",
+    "spider",
     "ssrgd",
     "top_k",
+    "transformation",
     "zeroth_order_descent",
-    "zo_scsg_ncf",
-    "zo_sgd_ncf",
-    "zo_spider_ncf",
 ]

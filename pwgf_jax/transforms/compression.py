@@ -280,8 +280,7 @@ def compressed_sgd(
         Avdiukhin, Yaroslavtsev, NeurIPS 2021, arXiv:2105.10090.
     """
     check_key(key, "compressed_sgd")
-    if not isinstance(noise_radius, Tracer) and not 0 <= noise_radius < math.inf:
-        raise ValueError(f"compressed_sgd: noise_radius={noise_radius}; give zero or a positive number.")
+    trees.not_negative("compressed_sgd: noise_radius", noise_radius)
     noise_key, compressor_key = jax.random.split(key)
     parts = [
         optax.scale_by_learning_rate(learning_rate),

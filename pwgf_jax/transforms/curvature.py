@@ -1,4 +1,4 @@
-"""Negative curvature from gradients alone, or from function values alone: Neon2 and its zeroth-order form."""
+"""Searches for negative curvature from gradients, of a function or of batches of its terms: Neon2."""
 
 from __future__ import annotations
 
@@ -7,120 +7,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax import trees
 from pwgf_jax.krylov import check_key
-from pwgf_jax.transforms.isometry import transformation
+from pwgf_jax.transforms.differences import differencing_radius
+from pwgf_jax.transforms.finite_sums import check_batches, draw
 
-__all__ = [
-    "NegativeCurvature",
-    "NegativeCurvatureState",
-    "coordinate_gradient",
-    "gaussian_gradient",
-    "negative_curvature",
-    "negative_curvature_descent",
-    "zeroth_order_descent",
-]
-
-
-def check_positive(caller: str, **numbers: float | Array) -> None:
-    """Refuse numbers that are not positive and finite."""
-    for name, number in numbers.items():
-        trees.positive(f"{caller}: {name}", number)
-
-
-def differencing_radius(params: PyTree, delta: Array, hessian_lipschitz: float | Array | None, most: float) -> Array:
-    """min(most, δ/10ρ), at which vᵀHv by a difference is wrong by δ/20 at most; no less than 16 roundings of x."""
-    radius = jnp.asarray(most, delta.dtype)
-    if hessian_lipschitz is not None:
-        radius = jnp.minimum(radius, delta / (10 * jnp.asarray(hessian_lipschitz, delta.dtype)))
-    return jnp.maximum(radius, 16 * trees.precision(params) * trees.norm(params).astype(delta.dtype))
-
-
-def difference_width(params: PyTree, mu: float | Array | None) -> float | Array:
-    """μ, or the cube root of the precision of the parameters."""
-    return trees.precision(params) ** (1 / 3) if mu is None else mu
-
-
-def coordinate_gradient(value_fn: Callable[[PyTree], Array], params: PyTree, mu: float | Array) -> PyTree:
-    r"""The gradient by central differences along the coordinates, 2d function queries.
-
-    :math:`\hat g=\sum_i\frac{f(x+\mu e_i)-f(x-\mu e_i)}{2\mu}e_i`, with
-    :math:`|\hat g-\nabla f|\le\rho\sqrt d\,\mu^2/6` for a ρ-Lipschitz Hessian.
-
-    Args:
-        value_fn: f.
-        params: x, a pytree of d numbers.
-        mu: μ > 0; in floating point the best is near eps^(1/3) of the scale of x.
-
-    Returns:
-        An estimate structured like ``params``.
-
-    Raises:
-        ValueError: if μ is not positive.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> coordinate_gradient(lambda x: x[0] ** 2 + x[1], jnp.array([1.0, 0.0]), 0.25).tolist()
-        [2.0, 1.0]
-
-    References:
-        Zhang, Xiong, Gu, arXiv:2210.01496, Sec. 3.
-    """
-    check_positive("coordinate_gradient", mu=mu)
-    flat, unravel = trees.ravel(params)
-    width = jnp.asarray(mu, flat.dtype)
-
-    def slope(i: Array) -> Array:
-        ahead, behind = (value_fn(unravel(flat.at[i].add(step))) for step in (width, -width))
-        return (ahead.astype(flat.dtype) - behind.astype(flat.dtype)) / (2 * width)
-
-    return unravel(jax.lax.map(slope, jnp.arange(flat.size)))
-
-
-def gaussian_gradient(
-    key: Array, value_fn: Callable[[PyTree], Array], params: PyTree, mu: float | Array, samples: int
-) -> PyTree:
-    r"""The gradient by differences along random directions, :math:`\frac1s\sum\frac{f(x+\mu z)-f(x-\mu z)}{2\mu}z`.
-
-    Unbiased up to O(μ²); its variance is about (d + 1)/s times \|∇f\|². Costs 2s function queries.
-
-    Args:
-        key: typed random key.
-        value_fn: f.
-        params: x.
-        mu: μ > 0.
-        samples: s ≥ 1 directions z ~ N(0, I).
-
-    Returns:
-        An estimate structured like ``params``.
-
-    Raises:
-        ValueError: if μ is not positive or the number of samples no whole number.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> gaussian_gradient(jax.random.key(0), jnp.sum, jnp.ones(2), 0.1, 4).shape
-        (2,)
-
-    References:
-        Ren, Tang, Li, ICML 2023 (two-point estimates); Nesterov, Spokoiny, Found. Comput. Math. 17 (2017).
-    """
-    check_key(key, "gaussian_gradient")
-    check_positive("gaussian_gradient", mu=mu)
-    samples = trees.whole("gaussian_gradient: samples", samples)
-    flat, unravel = trees.ravel(params)
-    width = jnp.asarray(mu, flat.dtype)
-
-    def one(key: Array) -> Array:
-        z = jax.random.normal(key, flat.shape, flat.dtype)
-        ahead, behind = (value_fn(unravel(flat + step * z)) for step in (width, -width))
-        return (ahead.astype(flat.dtype) - behind.astype(flat.dtype)) / (2 * width) * z
-
-    return unravel(jnp.mean(jax.lax.map(one, jax.random.split(key, samples)), axis=0))
+__all__ = ["NegativeCurvature", "check_search", "negative_curvature", "negative_curvature_online"]
 
 
 class NegativeCurvature(NamedTuple):
@@ -155,7 +50,7 @@ def negative_curvature(
     hessian_lipschitz: float | Array | None = None,
     radius: float | Array | None = None,
     failure: float | Array = 0.01,
-    steps: int | None = None,
+    steps: int | Int[Array, ""] | None = None,
 ) -> NegativeCurvature:
     r"""A direction of negative curvature from differences of gradients, by Chebyshev's recurrence (Neon2).
 
@@ -199,17 +94,12 @@ def negative_curvature(
         Allen-Zhu, Li, arXiv:1711.06673, Neon2det; Zhang, Xiong, Gu, arXiv:2210.01496, Alg. 2. Rescaling is ours, and T
         has the constants of the argument above in the place of the papers'.
     """
-    check_key(key, "negative_curvature")
-    trees.real("negative_curvature", params)
-    check_search("negative_curvature", smoothness, delta, hessian_lipschitz, radius, failure, steps)
+    known: dict[str, Any] = {"smoothness": smoothness, "delta": delta, "hessian_lipschitz": hessian_lipschitz}
+    known |= {"radius": radius, "failure": failure, "steps": steps}
+    L, least, p, apart = _numbers("negative_curvature", params, key, **known)
     flat, unravel = trees.ravel(params)
-    L, least, p = (jnp.asarray(number, flat.dtype) for number in (smoothness, delta, failure))
-    length = jnp.asarray(
-        differencing_radius(params, least, hessian_lipschitz, 1e-3) if radius is None else radius, flat.dtype
-    )
     needs = jnp.sqrt(2 * L / least) * jnp.log(2 * jnp.sqrt((2 * L / least + 1) * flat.size) / (1.25 * p))
     many = jnp.asarray(jnp.maximum(1, jnp.ceil(needs)) if steps is None else steps, jnp.int32)
-    tiny = jnp.finfo(flat.dtype).tiny
 
     def at(y: Array) -> Array:
         return trees.ravel(gradient(unravel(flat + y)))[0].astype(flat.dtype)
@@ -218,282 +108,178 @@ def negative_curvature(
 
     def mapped(v: Array) -> Array:
         """M v, by a difference over the radius along v, which is of any length."""
-        step = length / jnp.maximum(jnp.linalg.norm(v), tiny)
-        return (1 - 3 * least / (4 * L)) * v - (at(step * v) - here) / (step * L)
+        along, norm = trees.unit(v)
+        return (1 - 3 * least / (4 * L)) * v - norm * (at(apart * along) - here) / (apart * L)
 
     def advance(_: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         before, now = carry
         after = 2 * mapped(now) - before
-        # Both are scaled alike, which the linear recurrence does not see, so that nothing overflows.
-        scale = 1 / jnp.maximum(jnp.linalg.norm(after), tiny)
+        # Both are scaled alike, which the linear recurrence does not see, so that nothing overflows. Either of them
+        # may be zero, but not both: no two polynomials in succession have a root in common.
+        scale = 1 / jnp.maximum(trees.norm(now), trees.norm(after))
         return scale * now, scale * after
 
     start = jax.random.normal(key, flat.shape, flat.dtype)
     before, now = jax.lax.fori_loop(0, many, advance, (jnp.zeros_like(start), start))
     chebyshev = now - mapped(before)  # T_t(M)ξ from the second kind, y_t = U_{t−1}(M)ξ
-    direction = chebyshev / jnp.maximum(jnp.linalg.norm(chebyshev), tiny)
-    curvature = direction @ (at(length * direction) - at(-length * direction)) / (2 * length)
+    # Where it vanishes U does not, for T_t² + (1 − M²) U_{t−1}² = 1: with M a number, as in one dimension, what is left
+    # of T would be rounding, or nothing. Above −3δ/4, where |T| > |U| sqrt(δ/2L), that is never so.
+    vanishes = trees.norm(chebyshev) <= jnp.sqrt(jnp.finfo(flat.dtype).eps) * trees.norm(before)
+    direction, _ = trees.unit(jnp.where(vanishes, before, chebyshev))
+    curvature = trees.inner(direction, at(apart * direction) - at(-apart * direction)) / (2 * apart)
     return NegativeCurvature(curvature <= -least / 2, unravel(direction), curvature, many + 4)
+
+
+def negative_curvature_online(
+    grad_fn: Callable[[PyTree, Array], PyTree],
+    params: PyTree,
+    key: Array,
+    *,
+    size: int,
+    batch: int,
+    smoothness: float | Array,
+    delta: float | Array,
+    hessian_lipschitz: float | Array | None = None,
+    radius: float | Array | None = None,
+    learning_rate: float | Array | None = None,
+    failure: float | Array = 0.01,
+    steps: int | None = None,
+    repeats: int = 3,
+    verification: int | None = None,
+) -> NegativeCurvature:
+    r"""A direction of negative curvature from gradients on batches (Neon2online).
+
+    :math:`y\leftarrow y-\eta H_Iy` with a new batch I at every step grows along negative curvature, and not along
+    positive for η ≤ 1/L; :math:`H_Iy` is a central difference of gradients on the batch. The direction is then verified
+    on a larger sample, and accepted where :math:`v^\top Hv\le-\frac34\delta` there, so that it is at most −δ/2 in all
+    likelihood. If not, there is another attempt.
+
+    Args:
+        grad_fn: (params, indices) -> mean gradient of those terms.
+        params: x.
+        key: typed random key.
+        size: n, number of terms.
+        batch: terms of a step; all of them if it is n.
+        smoothness: L, Lipschitz constant of the gradient of every term.
+        delta: δ > 0, curvature looked for.
+        hessian_lipschitz: ρ, Lipschitz constant of the Hessian, if it is known.
+        radius: length at which gradients are differenced, as in :func:`negative_curvature`.
+        learning_rate: η; None takes :math:`\min\{\frac1L,\frac{b\delta}{L^2(1+\log d)}\}`. The published rate, for
+            batches of one, has a square of a constant more in the denominator.
+        failure: p, probability that the start of an attempt has too little of the direction, and that a sample errs.
+        steps: of an attempt; None takes :math:`\frac2{\eta\delta}\log\frac{4d}{(1.25p)^2}`: a share of
+            :math:`1.25\,p/\sqrt d` at −δ then outweighs all above −3δ/4, were there no noise.
+        repeats: attempts at most.
+        verification: terms of the sample that verifies; None takes :math:`\min\{n,32(L/\delta)^2\log\frac2p\}`, of
+            error δ/4 with probability 1 − p (Hoeffding). They are taken in batches of the same size, or, from n on, all
+            at once.
+
+    Returns:
+        A :class:`NegativeCurvature`, with ``found`` and ``curvature`` as seen by the sample that verified, and the
+        gradients of terms counted, 2b a step and twice the sample an attempt.
+
+    Raises:
+        ValueError: if a number is out of range.
+        TypeError: if the key is no typed key, or a parameter no real number.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> a = jnp.array([[-0.6, 0.2, 1.0], [0.0, 0.2, 0.0]])  # two diagonal Hessians
+        >>> seen = negative_curvature_online(
+        ...     lambda x, i: jnp.mean(a[i], axis=0) * x, jnp.zeros(3), jax.random.key(0),
+        ...     size=2, batch=1, smoothness=1.0, delta=0.25)
+        >>> bool(seen.found), round(float(seen.curvature), 2)
+        (True, -0.3)
+
+    References:
+        Allen-Zhu, Li, arXiv:1711.06673, Neon2online and Neon2online-weak. Rescaling, and the last iterate in the place
+        of a random one, are ours: the sample verifies what they give.
+    """
+    name = "negative_curvature_online"
+    known: dict[str, Any] = {"smoothness": smoothness, "delta": delta, "hessian_lipschitz": hessian_lipschitz}
+    known |= {"radius": radius, "failure": failure, "steps": steps}
+    L, least, p, apart = _numbers(name, params, key, **known)
+    check_batches(name, size, batch=batch, verification=size if verification is None else verification)
+    repeats = trees.whole(f"{name}: repeats", repeats)
+    trees.all_positive(name, learning_rate=learning_rate)
+    flat, unravel = trees.ravel(params)
+    rate = jnp.minimum(1 / L, batch * least / (L**2 * (1 + jnp.log(flat.size))))
+    rate = rate if learning_rate is None else jnp.asarray(learning_rate, flat.dtype)
+    length = jnp.ceil(2 / (rate * least) * jnp.log(4 * flat.size / (1.25 * p) ** 2)) if steps is None else steps
+    length = jnp.asarray(length, jnp.int32)
+    sample = 32 * (L / least) ** 2 * jnp.log(2 / p) if verification is None else jnp.asarray(verification, flat.dtype)
+    batches = jnp.ceil(jnp.minimum(sample, size) / batch).astype(jnp.int32)
+
+    def product(v: Array, batch: int, key: Array) -> Array:
+        """H_I v for a unit vector, by a difference on one batch."""
+        indices = draw(key, batch, size)
+        ahead, behind = (trees.ravel(grad_fn(unravel(flat + step * v), indices))[0] for step in (apart, -apart))
+        return (ahead - behind).astype(flat.dtype) / (2 * apart)
+
+    def attempt(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        tried, best, lowest = carry
+        start_key, walk_key, verify_key = jax.random.split(jax.random.fold_in(key, tried), 3)
+
+        def advance(t: Array, v: Array) -> Array:
+            moved, norm = trees.unit(v - rate * product(v, batch, jax.random.fold_in(walk_key, t)))
+            return jnp.where(norm > 0, moved, v)  # nothing is left of an eigenvector of 1/η
+
+        start, _ = trees.unit(jax.random.normal(start_key, flat.shape, flat.dtype))
+        v = jax.lax.fori_loop(0, length, advance, start)
+        one = lambda key: trees.inner(v, product(v, batch, key))  # noqa: E731
+        all_terms = lambda: trees.inner(v, product(v, size, verify_key))  # noqa: E731
+        curvature = jax.lax.cond(sample >= size, all_terms, lambda: _mean(one, verify_key, batches, flat.dtype))
+        return tried + 1, jnp.where(curvature < lowest, v, best), jnp.minimum(curvature, lowest)
+
+    def unverified(carry: tuple[Array, Array, Array]) -> Array:
+        tried, _, lowest = carry
+        return (tried < repeats) & (lowest > -0.75 * least)
+
+    none = (jnp.zeros((), jnp.int32), jnp.zeros_like(flat), jnp.full((), jnp.inf, flat.dtype))
+    tried, direction, curvature = jax.lax.while_loop(unverified, attempt, none)
+    seen = jnp.where(sample >= size, size, batch * batches).astype(jnp.int32)
+    once = trees.total(trees.times(length, 2 * batch), trees.times(seen, 2))
+    spent = jax.lax.fori_loop(0, tried, lambda _, sum: trees.total(sum, once), jnp.zeros((), jnp.int32))
+    return NegativeCurvature(curvature <= -0.75 * least, unravel(direction), curvature, spent)
+
+
+def _mean(draw: Callable[[Array], Array], key: Array, count: Array, dtype: Any) -> Array:
+    """The mean of as many draws."""
+    add = lambda i, sum: sum + draw(jax.random.fold_in(key, i))  # noqa: E731
+    return jax.lax.fori_loop(0, count, add, jnp.zeros((), dtype)) / count.astype(dtype)
+
+
+def _numbers(caller: str, params: PyTree, key: Array, *, radius: Any, **known: Any) -> tuple[Array, ...]:
+    """L, δ, p and the length at which gradients are differenced, in the dtype of the parameters."""
+    check_key(key, caller)
+    trees.real(caller, params)
+    check_search(caller, **known, radius=radius)
+    if radius is None:
+        radius = differencing_radius(params, known["delta"], known["hessian_lipschitz"], 1e-3)
+    numbers = (known["smoothness"], known["delta"], known["failure"], radius)
+    return tuple(jnp.asarray(number, trees.dtype(params)) for number in numbers)
 
 
 def check_search(
     caller: str,
+    *,
     smoothness: float | Array,
     delta: float | Array,
-    hessian_lipschitz: float | Array | None,
-    radius: float | Array | None,
-    failure: float | Array,
-    steps: int | None,
+    hessian_lipschitz: float | Array | None = None,
+    radius: float | Array | None = None,
+    failure: float | Array = 0.01,
+    steps: int | Int[Array, ""] | None = None,
 ) -> None:
-    """Refuse what no search for negative curvature can use."""
-    given = {"hessian_lipschitz": hessian_lipschitz, "radius": radius}
-    optional = {name: number for name, number in given.items() if number is not None}
-    check_positive(caller, smoothness=smoothness, delta=delta, **optional)
+    """Refuse what no search for negative curvature can use.
+
+    Example:
+        >>> check_search("negative_curvature", smoothness=1.0, delta=0.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: negative_curvature: delta=0.0; give a positive number.
+    """
+    trees.all_positive(caller, smoothness=smoothness, delta=delta, hessian_lipschitz=hessian_lipschitz, radius=radius)
     if not isinstance(failure, Tracer) and not 0 < failure < 1:
         raise ValueError(f"{caller}: failure={failure}; give a probability, 0 < failure < 1.")
     if steps is not None and not isinstance(steps, Tracer):
         trees.whole(f"{caller}: steps", steps)
-
-
-class NegativeCurvatureState(NamedTuple):
-    """State of :func:`negative_curvature_descent` and :func:`zeroth_order_descent`.
-
-    Args:
-        key: for the next search.
-        queries: gradient (first order) or function (zeroth order) evaluations spent, int32; it ends at 2³¹ − 1.
-        curvature: what the last search found, +inf before any.
-        stopped: whether a search at a small gradient found none: the parameters stay.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> transform = negative_curvature_descent(
-        ...     smoothness=1.0, hessian_lipschitz=1.0, eps=0.1, delta=0.3, key=jax.random.key(0))
-        >>> int(transform.init(jnp.zeros(2)).queries)
-        0
-    """
-
-    key: Array
-    queries: Int[Array, ""]
-    curvature: Float[Array, ""]
-    stopped: Bool[Array, ""]
-
-
-def negative_curvature_descent(
-    *,
-    smoothness: float | Array,
-    hessian_lipschitz: float | Array,
-    eps: float | Array,
-    delta: float | Array,
-    key: Array,
-    radius: float | Array | None = None,
-    failure: float | Array = 0.01,
-    steps: int | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    r"""Gradient steps, and where the gradient is small a step along negative curvature, or the end.
-
-    While :math:`|\nabla f|>\epsilon` the update is :math:`-\nabla f/L`. Else :func:`negative_curvature` looks: if it
-    finds v, the update is :math:`\pm\frac\delta\rho v`, downhill, or with a random sign where the gradient does not
-    say; if not, this is an (ε, δ)-second-order point with high probability, and the parameters stay.
-
-    Args:
-        smoothness: L.
-        hessian_lipschitz: ρ.
-        eps: ε.
-        delta: δ; :math:`\sqrt{\rho\epsilon}` balances the two.
-        key: typed random key.
-        radius: as in :func:`negative_curvature`, which knows ρ here.
-        failure: as in :func:`negative_curvature`, of every search.
-        steps: as in :func:`negative_curvature`.
-
-    Returns:
-        A transformation whose ``update`` needs ``params`` and ``value_fn``; the updates that come in are the gradient.
-
-    Raises:
-        ValueError: if a number is not positive.
-        TypeError: if the key is no typed key or an extra argument is missing.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, optax
-        >>> from pwgf_jax.problems import double_well
-        >>> problem = double_well(2)
-        >>> optimizer = negative_curvature_descent(
-        ...     smoothness=2.0, hessian_lipschitz=6.0, eps=1e-3, delta=0.5, key=jax.random.key(0))
-        >>> def step(_, carry):
-        ...     x, state = carry
-        ...     updates, state = optimizer.update(jax.grad(problem.value)(x), state, x, value_fn=problem.value)
-        ...     return optax.apply_updates(x, updates), state
-        >>> x = jnp.zeros(2)
-        >>> x, state = jax.lax.fori_loop(0, 60, step, (x, optimizer.init(x)))
-        >>> round(float(problem.value(x)), 4), bool(state.stopped)
-        (-0.25, True)
-
-    References:
-        Allen-Zhu, Li, arXiv:1711.06673.
-    """
-    check_key(key, "negative_curvature_descent")
-    check_search("negative_curvature_descent", smoothness, delta, hessian_lipschitz, radius, failure, steps)
-    check_positive("negative_curvature_descent", eps=eps)
-
-    def update(
-        updates: PyTree,
-        state: Any,
-        params: PyTree = None,
-        *,
-        value_fn: Any = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, NegativeCurvatureState]:
-        del extra_args
-        trees.needed("negative_curvature_descent", params=params, value_fn=value_fn)
-
-        def search(key: Array) -> NegativeCurvature:
-            return negative_curvature(
-                jax.grad(value_fn),
-                params,
-                key,
-                smoothness=smoothness,
-                delta=delta,
-                hessian_lipschitz=hessian_lipschitz,
-                radius=radius,
-                failure=failure,
-                steps=steps,
-            )
-
-        length = trees.norm(updates)
-        small = length <= jnp.asarray(eps, length.dtype)
-        return escape(updates, state, search, small, 1 / smoothness, delta / hessian_lipschitz, 1)
-
-    return transformation(opening("negative_curvature_descent", key), update)
-
-
-def opening(caller: str, key: Array) -> Any:
-    """The state before any step."""
-
-    def init(params: PyTree) -> NegativeCurvatureState:
-        trees.real(caller, params)
-        curvature = jnp.full((), jnp.inf, trees.dtype(params))
-        return trees.copied(NegativeCurvatureState(key, jnp.zeros((), jnp.int32), curvature, jnp.zeros((), bool)))
-
-    return init
-
-
-def escape(
-    gradient: PyTree,
-    state: NegativeCurvatureState,
-    search: Callable[[Array], NegativeCurvature],
-    small: Array,
-    rate: float | Array,
-    length: float | Array,
-    queries: Any,
-) -> tuple[PyTree, NegativeCurvatureState]:
-    """A step of size ``rate`` along the gradient; where it is small, ``length`` along negative curvature or the end."""
-    g, unravel = trees.ravel(gradient)
-    rate, length = jnp.asarray(rate, g.dtype), jnp.asarray(length, g.dtype)
-    next_key, search_key, sign_key = jax.random.split(state.key, 3)
-    looks = small & ~state.stopped
-
-    def look(_: Any) -> tuple[Array, Array, Array, Array]:
-        seen = search(search_key)
-        v = trees.ravel(seen.direction)[0].astype(g.dtype)
-        slope = g @ v
-        flip = jnp.where(slope == 0, jax.random.rademacher(sign_key, (), g.dtype), -jnp.sign(slope))
-        jump = jnp.where(seen.found, length * flip * v, 0)
-        return jump, seen.curvature.astype(state.curvature.dtype), ~seen.found, seen.gradients
-
-    def descend(_: Any) -> tuple[Array, Array, Array, Array]:
-        return -rate * g, state.curvature, jnp.zeros((), bool), jnp.zeros((), jnp.int32)
-
-    step, curvature, ends, spent = jax.lax.cond(looks, look, descend, None)
-    stopped = state.stopped | ends
-    step = jnp.where(stopped, 0, step)
-    spent = jnp.where(state.stopped, 0, trees.total(jnp.asarray(queries, jnp.int32), spent))
-    return unravel(step), NegativeCurvatureState(next_key, trees.total(state.queries, spent), curvature, stopped)
-
-
-def zeroth_order_descent(
-    *,
-    smoothness: float | Array,
-    hessian_lipschitz: float | Array,
-    eps: float | Array,
-    delta: float | Array,
-    key: Array,
-    mu: float | Array | None = None,
-    radius: float | Array | None = None,
-    failure: float | Array = 0.01,
-    steps: int | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    r"""ZO-GD-NCF: the same with function values alone.
-
-    :func:`coordinate_gradient` in the place of the gradient, for the steps (−ĝ/3L where
-    :math:`|\hat g|>\frac34\epsilon`) and inside the search for negative curvature. Function queries are counted in
-    ``state.queries``: 2d a step, and 2d times the gradients of a search. The gradient that optax is given is not
-    looked at.
-
-    Args:
-        smoothness: L.
-        hessian_lipschitz: ρ.
-        eps: ε.
-        delta: δ.
-        key: typed random key.
-        mu: length of the differences; None takes the cube root of the dtype's precision, the best in floating point.
-            The theory asks for at most :math:`\sqrt{3\epsilon/(2\rho\sqrt d)}`.
-        radius: as in :func:`negative_curvature`, but :math:`\min\{10^{-2},\delta/10\rho\}`, since a difference of
-            differences loses digits.
-        failure: as in :func:`negative_curvature`, of every search.
-        steps: as in :func:`negative_curvature`.
-
-    Returns:
-        A transformation whose ``update`` needs ``params`` and ``value_fn``.
-
-    Raises:
-        ValueError: if a number is not positive.
-        TypeError: if the key is no typed key or an extra argument is missing.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> f = lambda x: x[0] ** 4 / 4 - x[0] ** 2 / 2 + x[1] ** 2 / 2
-        >>> optimizer = zeroth_order_descent(
-        ...     smoothness=2.0, hessian_lipschitz=6.0, eps=1e-2, delta=0.5, key=jax.random.key(0))
-        >>> x = jnp.zeros(2)
-        >>> step, state = optimizer.update(x, optimizer.init(x), x, value_fn=f)  # the saddle
-        >>> round(abs(float(step[0])), 3), int(state.queries)
-        (0.083, 96)
-
-    References:
-        Zhang, Xiong, Gu, arXiv:2210.01496, Alg. 1 and 2. Unlike the published code, whose random signs are drawn for
-        each coordinate, the step is along the direction found.
-    """
-    check_key(key, "zeroth_order_descent")
-    check_search("zeroth_order_descent", smoothness, delta, hessian_lipschitz, radius, failure, steps)
-    check_positive("zeroth_order_descent", eps=eps, **({} if mu is None else {"mu": mu}))
-
-    def update(
-        updates: PyTree,
-        state: Any,
-        params: PyTree = None,
-        *,
-        value_fn: Any = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, NegativeCurvatureState]:
-        del extra_args, updates
-        trees.needed("zeroth_order_descent", params=params, value_fn=value_fn)
-        dimension, width = trees.size(params), difference_width(params, mu)
-
-        def estimate(x: PyTree) -> PyTree:
-            return coordinate_gradient(value_fn, x, width)
-
-        def search(key: Array) -> NegativeCurvature:
-            apart = radius
-            if apart is None:
-                least = jnp.asarray(delta, trees.dtype(params))
-                apart = differencing_radius(params, least, hessian_lipschitz, 1e-2)
-            found = negative_curvature(
-                estimate, params, key, smoothness=smoothness, delta=delta, radius=apart, failure=failure, steps=steps
-            )
-            return found._replace(gradients=trees.times(found.gradients, 2 * dimension))
-
-        g, rate = estimate(params), 1 / (3 * smoothness)
-        length = trees.norm(g)
-        small = length <= 0.75 * jnp.asarray(eps, length.dtype)
-        return escape(g, state, search, small, rate, delta / hessian_lipschitz, 2 * dimension)
-
-    return transformation(opening("zeroth_order_descent", key), update)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -40,11 +39,6 @@ class DimerState(NamedTuple):
 
 def _plus(tree: PyTree, factor: Any, direction: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf, n: leaf + jnp.asarray(factor, leaf.dtype) * n.astype(leaf.dtype), tree, direction)
-
-
-def _along(tree: PyTree, direction: PyTree) -> Array:
-    n = trees.ravel(direction)[0]
-    return trees.ravel(tree)[0].astype(n.dtype) @ n
 
 
 def dimer(
@@ -117,14 +111,10 @@ def dimer(
     check_key(key, "dimer")
     if mode not in ("repel", "translate", "as_published"):
         raise ValueError(f'dimer: mode={mode!r}; choose "repel", "translate" or "as_published".')
-    for name, number in {"separation": separation, "rotation_rate": rotation_rate, "strength": strength}.items():
-        trees.positive(f"dimer: {name}", number)
+    trees.all_positive("dimer", separation=separation, rotation_rate=rotation_rate, strength=strength)
     for name, number in {"kick": kick, "tolerance": tolerance}.items():
-        if isinstance(number, Tracer):
-            continue
-        if not 0 <= number < math.inf:
-            raise ValueError(f"dimer: {name}={number}; give zero or a positive number.")
-        if number > 0 and mode != "repel":
+        trees.not_negative(f"dimer: {name}", number)
+        if not isinstance(number, Tracer) and number > 0 and mode != "repel":
             raise ValueError(f'dimer: {name}={number} has no use in mode="{mode}"; leave it out or choose "repel".')
     every = trees.whole("dimer: every", every)
     rate = rotation_rate if mode == "as_published" else -rotation_rate / separation
@@ -132,8 +122,7 @@ def dimer(
     def init(params: PyTree) -> DimerState:
         trees.real("dimer", params)
         drawn = optax.tree.random_like(key, trees.zeros(params), jax.random.normal)
-        length = trees.norm(drawn)
-        direction = jax.tree.map(lambda leaf: leaf / length.astype(leaf.dtype), drawn)
+        direction, length = trees.unit(drawn)
         return trees.copied(DimerState(direction, jnp.zeros_like(length), jnp.zeros((), jnp.int32)))
 
     def update(
@@ -146,17 +135,16 @@ def dimer(
             with jax.default_matmul_precision("highest"):
                 ahead = jax.grad(value_fn)(_plus(params, separation, direction))
             change = jax.tree.map(lambda a, g, n: a.astype(n.dtype) - g.astype(n.dtype), ahead, updates, direction)
-            along = _along(change, direction)
-            turned = _plus(direction, rate, _plus(change, -along, direction))
-            length = trees.norm(turned)
+            along = trees.inner(change, direction)
+            turned, length = trees.unit(_plus(direction, rate, _plus(change, -along, direction)))
             usable = jnp.isfinite(length) & (length > 0)  # one gradient that overflows must not cost the direction
-            turned = jax.tree.map(lambda t, n: jnp.where(usable, t / length.astype(t.dtype), n), turned, direction)
+            turned = jax.tree.map(lambda t, n: jnp.where(usable, t, n), turned, direction)
             return turned, (along / separation).astype(curvature.dtype)
 
         direction, curvature = jax.lax.cond(
             state.count % every == 0, rotated, lambda *same: same, state.direction, state.curvature
         )
-        slope = _along(updates, direction)
+        slope = trees.inner(updates, direction)
         if mode == "repel":
             least = kick * jnp.abs(curvature).astype(slope.dtype)
             push = strength * slope + jnp.where(jnp.abs(slope) < least, jnp.where(slope < 0, -least, least), 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,31 +13,38 @@ from jaxtyping import Array, Float, PyTree
 from pwgf_jax import krylov, trees
 from pwgf_jax.krylov import check_key, matrix_function
 from pwgf_jax.transforms.isometry import transformation
+from pwgf_jax.transforms.secular import secular
 
 __all__ = ["CubicState", "absolute_inverse", "cubic_newton", "scale_by_saddle_free_newton"]
 
 
-def absolute_inverse(beta: Any, damping: Literal["inside", "outside"] = "inside") -> Callable[[Array], Array]:
-    r"""The factor of saddle-free Newton: :math:`(t^2+\beta)^{-1/2}` or :math:`1/(|t|+\beta)`.
+def absolute_inverse(
+    beta: float | Array | None = None, damping: float | Array | None = None
+) -> Callable[[Array], Array]:
+    r"""The factor of saddle-free Newton: :math:`(t^2+\beta)^{-1/2}`, or :math:`1/(|t|+\lambda)` with a damping.
 
     Args:
-        beta: β > 0, a number or a scalar array.
-        damping: ``"inside"`` the root or ``"outside"``.
+        beta: β > 0, a number or a scalar array [curvature squared].
+        damping: λ > 0 [curvature]; exactly one of the two is given.
 
     Returns:
         φ, of eigenvalues.
 
     Raises:
-        ValueError: if the damping is neither.
+        ValueError: if both are given, or neither.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> absolute_inverse(0.5, "outside")(jnp.array([-1.5, 0.5])).tolist()
+        >>> absolute_inverse(damping=0.5)(jnp.array([-1.5, 0.5])).tolist()
         [0.5, 1.0]
     """
-    if damping not in ("inside", "outside"):
-        raise ValueError(f'damping={damping!r}; choose "inside" or "outside".')
-    return lambda t: 1 / jnp.sqrt(t**2 + beta) if damping == "inside" else 1 / (jnp.abs(t) + beta)
+    if beta is not None and damping is None:
+        return lambda t: 1 / jnp.sqrt(t**2 + beta)
+    if damping is not None and beta is None:
+        return lambda t: 1 / (jnp.abs(t) + damping)
+    raise ValueError(
+        f"saddle-free Newton: beta={beta}, damping={damping}; give one: beta inside the root, or damping of |H|."
+    )
 
 
 def _hessian(value_fn: Callable[[PyTree], Array], params: PyTree) -> Callable[[PyTree], PyTree]:
@@ -50,23 +57,23 @@ def _like(updates: PyTree, params: PyTree) -> PyTree:
 
 
 def scale_by_saddle_free_newton(
-    beta: float | Array, *, depth: int = 20, damping: Literal["inside", "outside"] = "inside"
+    beta: float | Array | None = None, *, damping: float | Array | None = None, depth: int = 20
 ) -> optax.GradientTransformationExtraArgs:
     r"""Precondition by \|H\|⁻¹, :math:`u\mapsto(H^2+\beta)^{-1/2}u`: the Euclidean twin of WSFN.
 
     By Lanczos from u, ``depth`` Hessian products of ``value_fn``. It sees the curvature that u has a component of: at
-    an exact saddle chain :func:`pwgf_jax.transforms.perturb_at_saddle` after it. Follow it by a learning rate near one.
+    an exact saddle put :func:`pwgf_jax.transforms.perturb_at_saddle` around it. Follow it by a learning rate near one.
 
     Args:
-        beta: β > 0 [curvature squared; curvature for ``"outside"``].
+        beta: β > 0 [curvature squared].
+        damping: λ > 0 [curvature], for :math:`(|H|+\lambda)^{-1}` in its place.
         depth: Krylov dimension, capped by the number of parameters.
-        damping: ``"inside"`` or ``"outside"``, as in :func:`pwgf_jax.saddle_free_newton`.
 
     Returns:
         A transformation whose ``update`` needs ``params`` and ``value_fn``.
 
     Raises:
-        ValueError: if β is not positive or the depth no whole number.
+        ValueError: if not exactly one of β and λ is given, it is not positive, or the depth no whole number.
         TypeError: if a parameter is no real number or an extra argument is missing.
 
     Example:
@@ -82,7 +89,7 @@ def scale_by_saddle_free_newton(
         Dauphin et al., NeurIPS 2014, arXiv:1406.2572; the same function of the Hessian as
         :func:`pwgf_jax.saddle_free_newton`.
     """
-    trees.positive("scale_by_saddle_free_newton: beta", beta)
+    trees.all_positive("scale_by_saddle_free_newton", beta=beta, damping=damping)
     depth = trees.whole("scale_by_saddle_free_newton: depth", depth)
     phi = absolute_inverse(beta, damping)
 
@@ -173,44 +180,15 @@ def cubic_newton(lipschitz: float | Array, *, depth: int = 20, key: Array) -> op
         with jax.default_matmul_precision("highest"), jax.numpy_dtype_promotion("standard"):
             flat = krylov.flatten(hessian, params)
             gradient = flat.to_flat(_like(updates, params))
-            length = jnp.linalg.norm(gradient)
-            unit = jnp.where(length > 0, gradient / jnp.where(length > 0, length, 1), 0)
             turn = jax.random.normal(turn_key, gradient.shape, gradient.dtype)
-            start = unit + 1e-2 * turn / jnp.linalg.norm(turn)
+            start = trees.unit(gradient)[0] + 1e-2 * trees.unit(turn)[0]
             found = krylov.decompose(flat, start, min(depth, gradient.size))
             values, vectors, genuine = krylov.ritz(found)
-            slopes = vectors.T @ (found.basis @ gradient)
-            coefficients = _cubic_step(values, slopes, genuine, lipschitz)
-            step = (vectors @ coefficients) @ found.basis
+            slopes = jnp.where(genuine, vectors.T @ (found.basis @ gradient), 0)
+            half = jnp.asarray(lipschitz, values.dtype) / 2
+            most = jnp.sqrt(half * trees.norm(slopes))  # |c|/s is s/half there
+            step = (vectors @ secular(values, slopes, lambda s: s / half, most)) @ found.basis
         length = jnp.linalg.norm(step).astype(state.length.dtype)
         return flat.to_field(step), CubicState(next_key, length, values[0].astype(state.curvature.dtype))
 
     return transformation(init, update)
-
-
-def _cubic_step(values: Array, slopes: Array, genuine: Array, lipschitz: float | Array) -> Array:
-    """Minimise ⟨c, h⟩ + ½Σλh² + M|h|³/6 in eigen-coordinates: the secular equation by bisection."""
-    slopes = jnp.where(genuine, slopes, 0)
-    half = lipschitz / 2
-    least = jnp.maximum(0, -values[0] / half)
-
-    def coordinates(r: Array) -> Array:
-        shifted = values + half * r
-        safe = shifted > 0
-        return jnp.where(safe, -slopes / jnp.where(safe, shifted, 1), 0)
-
-    # |h(r)| − r falls with r; at this upper end it is negative: (λ + Mr/2) r ≥ |c| there.
-    upper = least + jnp.sqrt(jnp.linalg.norm(slopes) / half) * 2 + jnp.finfo(values.dtype).tiny
-
-    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = (low + high) / 2
-        longer = jnp.linalg.norm(coordinates(middle)) > middle
-        return jnp.where(longer, middle, low), jnp.where(longer, high, middle)
-
-    _, r = jax.lax.fori_loop(0, 60, halve, (least, upper))
-    inside = coordinates(r)
-    # The hard case: no component of c along the least eigenvector fills the length r, so that vector itself does.
-    missing = jnp.sqrt(jnp.maximum(r**2 - jnp.sum(inside**2), 0))
-    hard = (values[0] < 0) & (missing > 1e-3 * r)
-    return jnp.where(hard, inside.at[0].add(jnp.where(slopes[0] > 0, -missing, missing)), inside)

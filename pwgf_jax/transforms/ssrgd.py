@@ -2,64 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, PyTree
 
 from pwgf_jax import trees
 from pwgf_jax.krylov import check_key
+from pwgf_jax.perturbation import ball_noise
+from pwgf_jax.transforms.finite_sums import Epoch, check_batches, reduced_gradient, spider
 from pwgf_jax.transforms.isometry import transformation
-from pwgf_jax.transforms.perturb import ball_noise
 from pwgf_jax.transforms.trigger import Window, gradient_trigger
 
 __all__ = ["SSRGDState", "ssrgd"]
-
-
-def check_batches(caller: str, size: int, **batches: int) -> None:
-    """Refuse batches that are empty or larger than the sum."""
-    for name, batch in {"size": size, **batches}.items():
-        if trees.whole(f"{caller}: {name}", batch, least=0) < 1 or batch > size:
-            raise ValueError(f"{caller}: {name}={batch} of {size} terms; give a whole number, 1 to {size}.")
-
-
-def draw(key: Array, batch: int, size: int) -> Int[Array, " b"]:
-    """Indices of independent uniform terms; every term once if the batch is the sum."""
-    if batch == size:
-        return jnp.arange(size, dtype=jnp.int32)
-    return jax.random.randint(key, (batch,), 0, size, jnp.int32)
-
-
-def reduced_gradient(
-    grad_fn: Callable[[PyTree, Array], PyTree],
-    params: PyTree,
-    anchor: tuple[PyTree, PyTree],
-    opens: Array,
-    key: Array,
-    *,
-    size: int,
-    batch: int,
-    large_batch: int,
-) -> tuple[PyTree, Int[Array, ""]]:
-    """∇f on a large batch where an epoch opens, else v' + ∇f_I(x) − ∇f_I(x') from an anchor (x', v'); terms taken."""
-    point, gradient = anchor
-
-    def at(x: PyTree, indices: Array) -> PyTree:
-        return jax.tree.map(lambda g, v: g.astype(v.dtype), grad_fn(x, indices), gradient)
-
-    def anew(_: Any) -> PyTree:
-        return at(params, draw(key, large_batch, size))
-
-    def corrected(_: Any) -> PyTree:
-        indices = draw(key, batch, size)
-        return jax.tree.map(lambda v, new, old: v + (new - old), gradient, at(params, indices), at(point, indices))
-
-    terms = jnp.where(opens, large_batch, 2 * batch).astype(jnp.int32)
-    return jax.lax.cond(opens, anew, corrected, None), terms
 
 
 class SSRGDState(NamedTuple):
@@ -68,9 +25,7 @@ class SSRGDState(NamedTuple):
     Args:
         key: for the next draws.
         count: updates made, int32.
-        inner: steps made in this epoch, int32; zero where the next update opens one.
-        point: parameters of the last update.
-        gradient: the estimate v there, structured like the parameters, of float32 at least.
+        epoch: a :class:`pwgf_jax.transforms.Epoch`; its estimate v is that at the parameters of the last update.
         gradients: gradients of single terms spent, int32; it ends at 2³¹ − 1.
         window: the last super-epoch, a :class:`pwgf_jax.transforms.Window`; ``saved`` are the parameters before its
             jump, a second-order point with high probability if it then ended without decrease.
@@ -78,7 +33,7 @@ class SSRGDState(NamedTuple):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> optimizer = ssrgd(0.1, size=9, batch=3, epoch=3, radius=0.01, eps=0.01, f_thres=0.01, t_thres=50,
+        >>> optimizer = ssrgd(0.1, size=9, batch=3, epoch=3, radius=0.01, eps=0.01, f_thres=0.01, k_thres=50,
         ...                   key=jax.random.key(0))
         >>> int(optimizer.init(jnp.zeros(2)).gradients)
         0
@@ -86,9 +41,7 @@ class SSRGDState(NamedTuple):
 
     key: Array
     count: Int[Array, ""]
-    inner: Int[Array, ""]
-    point: PyTree
-    gradient: PyTree
+    epoch: Epoch
     gradients: Int[Array, ""]
     window: Window
     perturbed: Bool[Array, ""]
@@ -103,8 +56,8 @@ def ssrgd(
     radius: float | Array,
     eps: float | Array,
     f_thres: float | Array,
-    t_thres: int,
-    online_batch: int | None = None,
+    k_thres: int,
+    large_batch: int | None = None,
     key: Array,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SSRGD: stochastic recursive gradient descent with perturbations, for :math:`f=\frac1n\sum_if_i`.
@@ -113,7 +66,7 @@ def ssrgd(
     :math:`v\leftarrow v+\nabla f_I(x)-\nabla f_I(x_\text{before})`. It ends after a number of steps that is uniform in
     1, …, m. Where it opens with :math:`|v|\le\epsilon`, the update is instead a jump, uniform in a ball, and a
     super-epoch begins: its epochs are m steps long, and no other jump is made until f has fallen by ``f_thres`` or
-    ``t_thres`` steps have passed. The decrease is tested where an epoch opens, not at every step as in the paper, since
+    ``k_thres`` steps have passed. The decrease is tested where an epoch opens, not at every step as in the paper, since
     f costs n terms.
 
     Args:
@@ -124,13 +77,13 @@ def ssrgd(
         radius: of the ball.
         eps: ε, gradient norm that triggers a jump.
         f_thres: decrease that ends a super-epoch.
-        t_thres: steps that end it.
-        online_batch: terms of the gradient that opens an epoch; None takes all of them.
+        k_thres: steps that end it.
+        large_batch: terms of the gradient that opens an epoch; None takes all of them.
         key: typed random key.
 
     Returns:
         A transformation whose ``update`` needs ``params``, ``value_fn`` and ``grad_fn``: (params, indices) -> the mean
-        gradient of those terms. The updates that come in are not looked at. An update costs n (or ``online_batch``)
+        gradient of those terms. The updates that come in are not looked at. An update costs n (or ``large_batch``)
         gradients of terms where it opens an epoch, and else 2b; ``state.gradients`` counts them. Under ``jax.vmap``
         both kinds are computed at every update, whatever is counted.
 
@@ -144,7 +97,7 @@ def ssrgd(
         >>> terms = lambda x, i: (jnp.sum(x**2) ** 2 - 2 * (a[i] @ x) ** 2) / 4
         >>> value_fn = lambda x: jnp.mean(terms(x, jnp.arange(4)))
         >>> grad_fn = jax.grad(lambda x, i: jnp.mean(terms(x, i)))
-        >>> optimizer = ssrgd(0.1, size=4, batch=2, epoch=2, radius=0.01, eps=0.01, f_thres=0.01, t_thres=100,
+        >>> optimizer = ssrgd(0.1, size=4, batch=2, epoch=2, radius=0.01, eps=0.01, f_thres=0.01, k_thres=100,
         ...                   key=jax.random.key(0))
         >>> def step(_, carry):
         ...     x, state = carry
@@ -159,70 +112,56 @@ def ssrgd(
         Zhize Li, NeurIPS 2019, arXiv:1904.09265, Alg. 2.
     """
     check_key(key, "ssrgd")
-    large = size if online_batch is None else online_batch
-    check_batches("ssrgd", size, batch=batch, online_batch=large)
-    epoch, t_thres = trees.whole("ssrgd: epoch", epoch), trees.whole("ssrgd: t_thres", t_thres)
-    if any(not isinstance(number, Tracer) and not number >= 0 for number in (eps, f_thres)):
-        raise ValueError(f"ssrgd: eps={eps}, f_thres={f_thres}; give numbers that are not negative.")
+    large = size if large_batch is None else large_batch
+    check_batches("ssrgd", size, batch=batch, large_batch=large)
+    trees.not_negative("ssrgd: eps", eps)
+    trees.not_negative("ssrgd: f_thres", f_thres)
+    estimator = spider(size, batch, large, trees.whole("ssrgd: epoch", epoch))
+    window_length = trees.whole("ssrgd: k_thres", k_thres)
     noise = ball_noise(radius)
-    trigger = gradient_trigger(eps=eps, k_thres=t_thres, f_thres=f_thres)
+    trigger = gradient_trigger(eps=eps, k_thres=window_length, f_thres=f_thres)
 
     def init(params: PyTree) -> SSRGDState:
         trees.real("ssrgd", params)
-        point = jax.tree.map(jnp.zeros_like, params)
-        window = trigger.init(point, jnp.full((), jnp.inf, trees.dtype(params)))
+        window = trigger.init(jax.tree.map(jnp.zeros_like, params), jnp.full((), jnp.inf, trees.dtype(params)))
         zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-        return trees.copied(SSRGDState(key, zero, zero, point, trees.zeros(params), zero, window, no))
+        return trees.copied(SSRGDState(key, zero, Epoch.before(params), zero, window, no))
+
+    def ends(key: Array, since: Array, inner: Array) -> Array:
+        # To end with probability 1/m, 1/(m − 1), …, 1 makes the length of an epoch uniform.
+        chance = jax.random.randint(key, (), 0, epoch - inner) == 0
+        return jnp.where(since <= window_length, (since == window_length) | (inner + 1 == epoch), chance)
 
     def update(
-        updates: PyTree,
-        state: Any,
-        params: PyTree = None,
-        *,
-        value_fn: Any = None,
-        grad_fn: Any = None,
-        **extra_args: Any,
+        updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, grad_fn: Any = None, **extra: Any
     ) -> tuple[PyTree, SSRGDState]:
-        del updates, extra_args
+        del updates, extra
         trees.needed("ssrgd", params=params, value_fn=value_fn, grad_fn=grad_fn)
         next_key, draw_key, noise_key, end_key = jax.random.split(state.key, 4)
-        count, inner, window = state.count, state.inner, state.window
+        count, inner, window = state.count, state.epoch.inner, state.window
         opens = inner == 0
-        v, terms = reduced_gradient(
-            grad_fn,
-            params,
-            (state.point, state.gradient),
-            opens,
-            draw_key,
-            size=size,
-            batch=batch,
-            large_batch=large,
-        )
+        v, terms = reduced_gradient(grad_fn, params, state.epoch, estimator, draw_key)
         held = window.saved_value
         value = jax.lax.cond(opens, lambda x: jnp.asarray(value_fn(x), held.dtype), lambda x: held, params)
 
         # A decrease that is large enough puts the jump a whole window into the past: the super-epoch is over.
         fallen = opens & (held - value >= f_thres)
-        window = window._replace(jumped_at=jnp.where(fallen, count - t_thres - 1, window.jumped_at))
+        window = window._replace(jumped_at=jnp.where(fallen, count - window_length - 1, window.jumped_at))
         jumps = opens & trigger.should_perturb(window, count, trees.norm(v))
         rate = learning_rate(count) if callable(learning_rate) else learning_rate
 
         def jump(v: PyTree) -> PyTree:
-            return jax.tree.map(lambda leaf, xi: xi.astype(leaf.dtype), v, noise(noise_key, params, value_fn))
+            return jax.tree.map(lambda leaf, xi: xi.astype(leaf.dtype), v, noise(noise_key, value_fn, params))
 
         def descend(v: PyTree) -> PyTree:
             return jax.tree.map(lambda leaf: -jnp.asarray(rate, leaf.dtype) * leaf, v)
 
         step = jax.lax.cond(jumps, jump, descend, v)
         step = jax.tree.map(lambda s, x: s.astype(jnp.result_type(x)), step, params)
-        since = count - window.jumped_at
-        # To end with probability 1/m, 1/(m − 1), …, 1 makes the length of an epoch uniform.
-        chance = jax.random.randint(end_key, (), 0, epoch - inner) == 0
-        ends = jnp.where(since <= t_thres, (since == t_thres) | (inner + 1 == epoch), chance)
-        inner = jnp.where(jumps | ends, 0, inner + 1)
+        inner = jnp.where(jumps | ends(end_key, count - window.jumped_at, inner), 0, inner + 1)
         opened = trigger.jump(window, count, params, value)
         window = jax.tree.map(lambda new, old: jnp.where(jumps, new, old), opened, window)
-        state = SSRGDState(next_key, count + 1, inner, params, v, trees.total(state.gradients, terms), window, jumps)
-        return step, state
+        spent = trees.total(state.gradients, terms)
+        return step, SSRGDState(next_key, count + 1, Epoch(inner, params, v), spent, window, jumps)
 
     return transformation(init, update)

@@ -7,27 +7,26 @@ import jax.numpy as jnp
 import optax
 
 from pwgf_jax import problems
+from pwgf_jax.perturbation import ball_noise, hessian_noise
 from pwgf_jax.transforms import (
     ball,
-    ball_noise,
     compressed_sgd,
     constrained_escape,
     cubic_newton,
     dimer,
     error_feedback,
     gradient_trigger,
-    hessian_product_noise,
     negative_curvature_descent,
     perturb_at_saddle,
     pgd,
     scale_by_measure,
     scale_by_saddle_free_newton,
+    scsg,
+    sgd,
+    spider,
     ssrgd,
     top_k,
     zeroth_order_descent,
-    zo_scsg_ncf,
-    zo_sgd_ncf,
-    zo_spider_ncf,
 )
 
 KEY = jax.random.key(0)
@@ -42,7 +41,8 @@ def jumping(noise: Any) -> Any:
     """``perturb_at_saddle`` as a function of numbers."""
 
     def make(*, scale: Any, eps: Any, k_thres: Any, f_thres: Any, key: Any) -> Any:
-        return perturb_at_saddle(noise(scale), gradient_trigger(eps=eps, k_thres=k_thres, f_thres=f_thres), key)
+        trigger = gradient_trigger(eps=eps, k_thres=k_thres, f_thres=f_thres)
+        return perturb_at_saddle(optax.sgd(0.1), noise(scale), trigger, key=key)
 
     return make
 
@@ -50,7 +50,7 @@ def jumping(noise: Any) -> Any:
 # The factory, what it is given (the rest are its defaults), and another value of one of its numbers.
 FACTORIES: dict[str, tuple[Any, dict[str, Any], dict[str, float]]] = {
     "perturb, ball": (jumping(ball_noise), {"scale": 0.1, **JUMPS, "key": KEY}, {"scale": 0.2}),
-    "perturb, hessian": (jumping(hessian_product_noise), {"scale": 0.1, **JUMPS, "key": KEY}, {"scale": 0.2}),
+    "perturb, hessian": (jumping(hessian_noise), {"scale": 0.1, **JUMPS, "key": KEY}, {"scale": 0.2}),
     "pgd": (pgd, {"learning_rate": 0.1, "radius": 0.1, **JUMPS, "key": KEY}, {"radius": 0.2}),
     "saddle-free newton": (scale_by_saddle_free_newton, {"beta": 0.1}, {"beta": 0.2}),
     "cubic newton": (cubic_newton, {"lipschitz": 6.0, "key": KEY}, {"lipschitz": 8.0}),
@@ -71,19 +71,29 @@ FACTORIES: dict[str, tuple[Any, dict[str, Any], dict[str, float]]] = {
     "scale by measure": (scale_by_measure, {}, {}),
     "ssrgd": (
         ssrgd,
-        {"learning_rate": 0.1, **SUM, "epoch": 2, "radius": 0.1, "eps": 1e-3, "f_thres": 1e-4, "t_thres": 4},
+        {"learning_rate": 0.1, **SUM, "epoch": 2, "radius": 0.1, "eps": 1e-3, "f_thres": 1e-4, "k_thres": 4},
         {"radius": 0.2},
     ),
-    "zo sgd": (zo_sgd_ncf, SEARCH | SUM, {"hessian_lipschitz": 8.0}),
-    "zo scsg": (zo_scsg_ncf, SEARCH | SUM | {"large_batch": 4}, {"hessian_lipschitz": 8.0}),
-    "zo spider": (zo_spider_ncf, SEARCH | SUM | {"large_batch": 4, "epoch": 2}, {"hessian_lipschitz": 8.0}),
+    "neon spider": (
+        negative_curvature_descent,
+        SEARCH | {"estimator": spider(4, 2, 4, epoch=2)},
+        {"hessian_lipschitz": 8.0},
+    ),
+    "zo sgd": (zeroth_order_descent, SEARCH | {"estimator": sgd(4, 2)}, {"hessian_lipschitz": 8.0}),
+    "zo scsg": (zeroth_order_descent, SEARCH | {"estimator": scsg(4, 2, 4)}, {"hessian_lipschitz": 8.0}),
+    "zo spider": (zeroth_order_descent, SEARCH | {"estimator": spider(4, 2, 4, epoch=2)}, {"hessian_lipschitz": 8.0}),
 }
 TRANSFORMS: dict[str, Any] = {
     name: lambda make=make, given=given: make(**given) for name, (make, given, _) in FACTORIES.items()
 }
 NEEDS_NOTHING = {"error feedback", "compressed sgd", "scale by measure"}
-NEEDS_GRADIENTS = {"perturb, ball", "pgd"}  # and no function of the parameters
-NEEDS_TERMS = {"ssrgd", "zo sgd", "zo scsg", "zo spider"}  # what optax's line searches are passed is not enough
+NEEDS_TERMS = {
+    "ssrgd",
+    "neon spider",
+    "zo sgd",
+    "zo scsg",
+    "zo spider",
+}  # what optax's line searches are passed is not enough
 
 
 def well(x: Any) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from scipy.optimize import minimize
 
 from pwgf_jax import problems
-from pwgf_jax.transforms.constrained import ball, box, constrained_escape, polytope, simplex
+from pwgf_jax.transforms import ball, box, constrained_escape, polytope, simplex
 from tests.transforms.driving import drive
 
 D, R = 4, 1.3

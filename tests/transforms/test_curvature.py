@@ -83,10 +83,41 @@ def test_a_third_derivative_is_no_curvature(sign):
     for known in cases:
         for key in jax.random.split(KEY, 4):
             seen = negative_curvature(gradient, jnp.zeros(1), key, **options, **known)
-            # In one dimension the Chebyshev polynomial may vanish at the only eigenvalue: then there is no direction.
-            expected = 0.1 if np.any(seen.direction) else 0.0
-            np.testing.assert_allclose(seen.curvature, expected, atol=1e-6)
+            np.testing.assert_allclose(seen.curvature, 0.1, atol=1e-6)
             assert not bool(seen.found)
+
+
+def roots(t):
+    """Eigenvalues at which T_t(M) or U_t(M) vanishes, of L = 1 and δ = ½: λ = 1 − 3δ/4 − m."""
+    first = np.cos((2 * np.arange(t) + 1) * np.pi / (2 * t))
+    second = np.cos(np.arange(1, t + 1) * np.pi / (t + 1))
+    return 0.625 - np.concatenate([first, second])
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_no_start_and_no_eigenvalue_gives_a_direction_that_is_none(d, dtype):
+    """With one eigenvalue every direction is an eigenvector; with two the search still reports what it returns."""
+    rng = np.random.default_rng(0)
+    pairs = [(t, a) for t in range(1, 9) for a in np.append(roots(t), rng.uniform(-0.5, 1.0, 10)).clip(-0.5, 1.0)]
+    steps, a = jnp.asarray([t for t, _ in pairs]), jnp.asarray([a for _, a in pairs], dtype)
+
+    @jax.jit
+    @jax.vmap
+    def find(t, spectrum, key):
+        return negative_curvature(lambda x: spectrum * x, jnp.zeros(d, dtype), key, steps=t, **HALF)
+
+    for second in (a, jnp.roll(a, 1)):
+        spectrum = jnp.stack([a, second], axis=1)[:, :d]
+        seen = find(steps, spectrum, jax.random.split(KEY, len(pairs)))
+        v = np.asarray(seen.direction, float)
+        np.testing.assert_allclose(np.linalg.norm(v, axis=1), 1, rtol=1e-5)
+        rayleigh = np.sum(v**2 * np.asarray(spectrum), axis=1)
+        np.testing.assert_allclose(seen.curvature, rayleigh, atol=1e-5)
+        clear = np.abs(rayleigh + 0.25) > 1e-4
+        np.testing.assert_array_equal(np.asarray(seen.found)[clear], rayleigh[clear] < -0.25)
+
+
+HALF: dict[str, Any] = {"smoothness": 1.0, "delta": 0.5}
 
 
 def test_the_default_radius_is_short_where_the_hessian_changes_fast_and_never_below_rounding():

@@ -13,7 +13,7 @@ from pwgf_jax import problems
 from pwgf_jax.transforms.ssrgd import ssrgd
 
 KEY = jax.random.key(0)
-OPTIONS: Any = {"size": 6, "batch": 1, "epoch": 5, "radius": 0.1, "eps": 0.0, "f_thres": 0.1, "t_thres": 7, "key": KEY}
+OPTIONS: Any = {"size": 6, "batch": 1, "epoch": 5, "radius": 0.1, "eps": 0.0, "f_thres": 0.1, "k_thres": 7, "key": KEY}
 
 
 def follow(optimizer, value_fn, grad_fn, x, steps) -> Any:
@@ -50,7 +50,7 @@ def test_with_one_hessian_for_all_terms_it_is_gradient_descent_in_epochs_of_unif
     def runs(key):
         optimizer = ssrgd(lambda count: 0.2 / (1 + count.astype(dtype)), **(OPTIONS | {"key": key}))
         x, (_, state) = follow(optimizer, lambda x: 0.0, grad_fn, start, 300)
-        return x, state.inner
+        return x, state.epoch.inner
 
     x, inner = runs(jax.random.split(KEY, 20))
     expected = np.ones(3)
@@ -81,7 +81,7 @@ def test_a_super_epoch_ends_with_its_time_or_its_decrease(f_thres):
     if f_thres:
         np.testing.assert_array_equal(jumps, [0, 8, 16])
         # seven steps: an epoch of five, whole, and one of two
-        np.testing.assert_array_equal(np.reshape(state.inner, (3, 8)), [[0, 1, 2, 3, 4, 0, 1, 0]] * 3)
+        np.testing.assert_array_equal(np.reshape(state.epoch.inner, (3, 8)), [[0, 1, 2, 3, 4, 0, 1, 0]] * 3)
         np.testing.assert_array_equal(state.gradients[:8], np.cumsum([6, 6, 2, 2, 2, 2, 6, 2]))
     else:
         np.testing.assert_array_equal(jumps, np.arange(24))
@@ -95,15 +95,15 @@ def test_it_reaches_the_leading_eigenvector_from_the_exact_second(online, gap):
     components: Any = problem.components
     saddle = problem.saddles[1]
     np.testing.assert_allclose(saddle.curvature, -0.6, rtol=1e-12)
-    make = partial(ssrgd, 0.05, size=256, batch=16, epoch=16, radius=1e-2, eps=1e-2, f_thres=1e-2, t_thres=400)
+    make = partial(ssrgd, 0.05, size=256, batch=16, epoch=16, radius=1e-2, eps=1e-2, f_thres=1e-2, k_thres=400)
     grad_fn = jax.grad(lambda x, i: jnp.mean(components(x, i)))
 
     @jax.jit
     @jax.vmap
     def runs(key):
-        optimizer = make(online_batch=online, key=key)
+        optimizer = make(large_batch=online, key=key)
         x, (path, state) = follow(optimizer, problem.value, grad_fn, saddle.point, 450)
-        return problem.value(x), jax.vmap(problem.value)(path), state.inner, state.gradients, state.perturbed
+        return problem.value(x), jax.vmap(problem.value)(path), state.epoch.inner, state.gradients, state.perturbed
 
     final, values, inner, gradients, perturbed = map(np.asarray, runs(jax.random.split(KEY, 3)))
     assert np.all(final < problem.minimum.value + gap)
@@ -120,9 +120,9 @@ def test_it_reaches_the_leading_eigenvector_from_the_exact_second(online, gap):
     ("wrong", "message"),
     [
         ({"batch": 7}, "ssrgd: batch=7 of 6 terms"),
-        ({"online_batch": 0}, "ssrgd: online_batch=0"),
+        ({"large_batch": 0}, "ssrgd: large_batch=0"),
         ({"epoch": 0}, "epoch=0; give a whole number"),
-        ({"f_thres": -1.0}, r"f_thres=-1\.0; give numbers that are not negative"),
+        ({"f_thres": -1.0}, r"f_thres=-1\.0; give zero or a positive number"),
         ({"radius": 0.0}, r"radius=0\.0"),
     ],
 )

@@ -1,6 +1,5 @@
 """Negative curvature on batches, against dense Hessians; queries against the epochs that a run shows."""
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +9,14 @@ import pytest
 from scipy.linalg import hadamard
 
 from pwgf_jax import problems
-from pwgf_jax.transforms.stochastic import negative_curvature_online, zo_scsg_ncf, zo_sgd_ncf, zo_spider_ncf
+from pwgf_jax.transforms import (
+    negative_curvature_descent,
+    negative_curvature_online,
+    scsg,
+    sgd,
+    spider,
+    zeroth_order_descent,
+)
 
 KEY = jax.random.key(0)
 N, D = 32, 4
@@ -99,15 +105,14 @@ def test_the_sample_that_verifies_is_a_sample():
 
 
 CONSTANTS: Any = {"smoothness": 4.0, "hessian_lipschitz": 8.0, "delta": 0.4, "key": KEY}
-SMALL: Any = {"batch": 8, "large_batch": N}
 
 
-def follow(optimizer, components, x, steps) -> Any:
+def follow(optimizer, components, x, steps, grad_fn=None) -> Any:
     @jax.jit
     def loop(x):
         def step(carry, _):
             x, state = carry
-            updates, after = optimizer.update(x, state, x, components=components, anything=None)
+            updates, after = optimizer.update(x, state, x, components=components, grad_fn=grad_fn)
             return (x + updates, after), (x + updates, after)
 
         return jax.lax.scan(step, (x, optimizer.init(x)), None, length=steps)[1]
@@ -118,9 +123,9 @@ def follow(optimizer, components, x, steps) -> Any:
 @pytest.mark.parametrize(
     ("optimizer", "batch", "gap"),
     [
-        (zo_sgd_ncf(size=N, batch=N, eps=0.05, steps=40, **CONSTANTS), N, 1e-2),
-        (zo_scsg_ncf(size=N, eps=0.02, steps=40, **SMALL, **CONSTANTS), 8, 1e-3),
-        (zo_spider_ncf(size=N, eps=0.02, steps=40, epoch=4, **SMALL, **CONSTANTS), 8, 1e-3),
+        (zeroth_order_descent(sgd(N, N), eps=0.05, steps=40, **CONSTANTS), N, 1e-2),
+        (zeroth_order_descent(scsg(N, 8, N), eps=0.02, steps=40, **CONSTANTS), 8, 1e-3),
+        (zeroth_order_descent(spider(N, 8, N, epoch=4), eps=0.02, steps=40, **CONSTANTS), 8, 1e-3),
     ],
     ids=["sgd", "scsg", "spider"],
 )
@@ -129,59 +134,81 @@ def test_from_values_alone_it_leaves_the_saddle_ends_near_the_minimum_and_counts
     assert float(PROBLEM.value(path[-1])) < PROBLEM.minimum.value + gap
     # δ/ρ along the first eigenvector
     np.testing.assert_allclose(np.abs((path[0] - SADDLE) @ FIRST), 0.4 / 8, rtol=0.05)
-    stopped = np.asarray(state.search.stopped)
+    stopped = np.asarray(state.stopped)
     assert stopped[-1]
     np.testing.assert_array_equal(path[-1], path[np.argmax(stopped)])
-    opens = np.concatenate([[True], np.asarray(state.inner)[:-1] == 0])
-    curvature = np.asarray(state.search.curvature)
+    opens = np.concatenate([[True], np.asarray(state.epoch.inner)[:-1] == 0])
+    curvature = np.asarray(state.curvature)
     looked = np.concatenate([[True], np.diff(curvature) != 0])
     attempts = np.where(curvature <= -0.3, 1, 3)  # one that finds, or all
     terms = np.where(opens, N, 2 * batch) + looked * attempts * (2 * batch * 40 + 2 * N)
     alive = np.concatenate([[True], ~stopped[:-1]])
-    np.testing.assert_array_equal(state.search.queries, np.cumsum(2 * D * terms * alive))
+    np.testing.assert_array_equal(state.queries, np.cumsum(2 * D * terms * alive))
     assert np.all(opens[looked])
-    assert not np.any(np.asarray(state.inner)[looked])  # and an epoch opens after a search
+    assert not np.any(np.asarray(state.epoch.inner)[looked])  # and an epoch opens after a search
     assert curvature[-1] > 0
 
 
 @pytest.mark.parametrize(
-    ("make", "dtype"),
-    [(zo_scsg_ncf, jnp.float32), (partial(zo_spider_ncf, epoch=5), jnp.float64)],
+    ("estimator", "dtype"),
+    [(scsg(6, 1, 6), jnp.float32), (spider(6, 1, 6, epoch=5), jnp.float64)],
     ids=["scsg", "spider"],
 )
-def test_with_one_hessian_for_all_terms_batches_of_one_follow_the_gradient(make, dtype, tolerance):
+def test_with_one_hessian_for_all_terms_batches_of_one_follow_the_gradient(estimator, dtype, tolerance):
     """Central differences are exact on quadratics, and so is either correction, on any batch; plain SGD is not."""
     b = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)), dtype)
     expected = [np.ones(3)]
     for _ in range(20):
         expected.append(expected[-1] - (expected[-1] + np.asarray(b, float).mean(axis=0)) / 12)
-    optimizer = make(size=6, batch=1, large_batch=6, eps=1e-9, mu=0.1, steps=1, **CONSTANTS)
+    optimizer = zeroth_order_descent(estimator, eps=1e-9, mu=0.1, steps=1, **CONSTANTS)
     path, state = follow(optimizer, lambda x, i: jnp.sum(x**2) / 2 + b[i] @ x, jnp.ones(3, dtype), 20)
     assert path.dtype == dtype
     np.testing.assert_allclose(path, expected[1:], atol=tolerance(dtype, 0.2))
-    inner = np.asarray(state.inner)
+    inner = np.asarray(state.epoch.inner)
     assert len(np.unique(inner)) > 3
     # compared with where the epoch opened, or with the step before
     opened = np.maximum.accumulate(np.where(np.append(0, inner[:-1]) == 0, np.arange(20), 0))
     before = np.concatenate([np.ones((1, 3)), path[:-1]])
-    np.testing.assert_array_equal(state.point, before[opened] if make is zo_scsg_ncf else before)
+    np.testing.assert_array_equal(state.epoch.point, before if estimator.recursive else before[opened])
+
+
+def test_with_gradients_of_terms_it_takes_the_steps_of_values_at_a_query_each():
+    """On quadratics central differences are the gradients: the same batches, the same epochs."""
+    b = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)))
+    values = lambda x, i: jnp.sum(x**2) / 2 + b[i] @ x  # noqa: E731
+    options: dict[str, Any] = {"eps": 1e-9, "steps": 1, **CONSTANTS}
+    x = jnp.ones(3)
+    zeroth, counted = follow(zeroth_order_descent(spider(6, 1, 6, 5), mu=0.1, **options), values, x, 20)
+    grad_fn = jax.grad(lambda x, i: jnp.mean(values(x, i)))
+    first, state = follow(negative_curvature_descent(spider(6, 1, 6, 5), **options), None, x, 20, grad_fn)
+    np.testing.assert_allclose(first, zeroth, rtol=1e-9)
+    np.testing.assert_array_equal(counted.queries, 2 * 3 * np.asarray(state.queries))
 
 
 def test_what_is_missing_or_wrong_is_named():
-    x = jnp.zeros(2)
-    sgd: Any = {"size": 4, "batch": 2, "eps": 0.1, **CONSTANTS}
-    both: Any = sgd | {"large_batch": 4}
-    cases: Any = ((zo_sgd_ncf, sgd), (zo_scsg_ncf, both), (zo_spider_ncf, both | {"epoch": 2}))
-    for make, options in cases:
-        with pytest.raises(TypeError, match=f"{make.__name__}: components missing"):
-            make(**options).update(x, make(**options).init(x), x)
-        with pytest.raises(ValueError, match=rf"{make.__name__}: delta=-1\.0"):
-            make(**(options | {"delta": -1.0}))
+    x, known = jnp.zeros(2), dict[str, Any](eps=0.1, **CONSTANTS)
+    for estimator in (sgd(4, 2), scsg(4, 2, 4), spider(4, 2, 4, epoch=2)):
+        for make, name in ((zeroth_order_descent, "components"), (negative_curvature_descent, "grad_fn")):
+            optimizer = make(estimator, **known)
+            with pytest.raises(TypeError, match=f"{make.__name__}: {name} missing"):
+                optimizer.update(x, optimizer.init(x), x)
+            with pytest.raises(ValueError, match=rf"{make.__name__}: delta=-1\.0"):
+                make(estimator, **(known | {"delta": -1.0}))
+    for make, rest in ((sgd, ()), (scsg, (4,)), (spider, (4, 2))):
         with pytest.raises(ValueError, match=f"{make.__name__}: batch=5 of 4 terms"):
-            make(**(options | {"batch": 5}))
+            make(4, 5, *rest)
     with pytest.raises(ValueError, match="epoch=0"):
-        zo_spider_ncf(epoch=0, **both)
+        spider(4, 2, 4, epoch=0)
+    search: dict[str, Any] = {"size": 4, "batch": 1, "smoothness": 1.0, "delta": 0.1}
     with pytest.raises(ValueError, match="verification=9 of 4 terms"):
-        negative_curvature_online(lambda x, i: x, x, KEY, size=4, batch=1, smoothness=1.0, delta=0.1, verification=9)
+        negative_curvature_online(lambda x, i: x, x, KEY, verification=9, **search)
     with pytest.raises(ValueError, match="repeats=0"):
-        negative_curvature_online(lambda x, i: x, x, KEY, size=4, batch=1, smoothness=1.0, delta=0.1, repeats=0)
+        negative_curvature_online(lambda x, i: x, x, KEY, repeats=0, **search)
+
+
+def test_an_eigenvector_of_one_over_the_rate_is_not_lost():
+    """v − ηHv is exactly zero there: the search keeps v, and reports its curvature."""
+    options: dict[str, Any] = {"size": 2, "batch": 2, "smoothness": 2.0, "delta": 0.5, "learning_rate": 0.5}
+    seen = negative_curvature_online(lambda x, i: 2 * x, jnp.zeros(1), KEY, steps=3, **options)
+    np.testing.assert_allclose(seen.curvature, 2.0)
+    np.testing.assert_allclose(jnp.abs(seen.direction), 1.0)
