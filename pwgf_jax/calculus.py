@@ -3,7 +3,7 @@ r"""First and second derivatives of a functional of a measure, by autodiff alone
 Everything follows from one number, the derivative of F at μ along a measure ν,
 :math:`\int \frac{\delta F}{\delta\mu}(\mu)\,d\nu`: differentiated in ν's weights it is the first variation, in ν's
 points the Wasserstein gradient, and then in μ's points the integral Hessian. A functional that declares a
-structure (:class:`MomentForm`, :class:`PairwiseForm`) makes that number cheaper; nothing else changes.
+form (:mod:`pwgf_jax.forms`) makes that number cheaper; nothing else changes.
 
 Scale: gradients are :math:`\nabla_\mu F(x_i) = w_i^{-1}\partial_{x_i}F`, that is N times the Euclidean ones for
 uniform weights. On particles of weight zero (a μ-null set) every field is zero; query points see the true value.
@@ -13,20 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from pwgf_jax.forms import Functional, LinearForm, MomentForm, PairwiseForm, SumForm, derivative
 from pwgf_jax.measures import Field, Particles, per_particle
 
 __all__ = [
     "Functional",
     "HessianOperator",
-    "MomentForm",
-    "PairwiseForm",
     "first_variation",
     "hessian_matrix",
     "integral_product",
@@ -35,90 +34,15 @@ __all__ = [
     "wasserstein_hessian",
 ]
 
-Functional: TypeAlias = Callable[[Particles], Float[Array, ""]]
-"""A scalar function of a measure, defined for signed measures, that does not renormalise the weights."""
-
 Part: TypeAlias = Literal["integral", "local", "full"]
-
-
-@runtime_checkable
-class MomentForm(Protocol):
-    r"""A functional that declares :math:`F(\mu)=R(\int\phi\,d\mu)`.
-
-    The integral Hessian product is then one jvp of the moments, one small product with D²R and one vjp
-    (``pwgf_jax.calculus``), instead of a third derivative of F.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> class Spread:
-        ...     def moments(self, mu):
-        ...         return mu.weights @ mu.points**2
-        ...     def of_moments(self, m):
-        ...         return jnp.sum(m**2)
-        ...     def __call__(self, mu):
-        ...         return self.of_moments(self.moments(mu))
-        >>> isinstance(Spread(), MomentForm)
-        True
-    """
-
-    def moments(self, mu: Particles) -> PyTree:
-        """The vector ∫φ dμ (any pytree), linear in the weights."""
-        ...
-
-    def of_moments(self, moments: PyTree) -> Float[Array, ""]:
-        """The scalar R of the moments."""
-        ...
-
-
-@runtime_checkable
-class PairwiseForm(Protocol):
-    r"""A functional that declares :math:`F(\mu)=\frac12\iint k\,d\mu\,d\mu+\int V\,d\mu+c` with symmetric k.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> class Repulsion:
-        ...     def interaction(self, x, y):
-        ...         return -jnp.sum((x[:, None] - y[None]) ** 2, axis=-1)
-        ...     def external(self, x):
-        ...         return jnp.zeros(x.shape[0], x.dtype)
-        ...     def __call__(self, mu):
-        ...         return 0.5 * mu.weights @ self.interaction(mu.points, mu.points) @ mu.weights
-        >>> isinstance(Repulsion(), PairwiseForm)
-        True
-    """
-
-    def interaction(self, points: PyTree, others: PyTree) -> Any:
-        """The matrix k(x_i, y_j), or anything that weights (m,) multiply from the right by ``@``."""
-        ...
-
-    def external(self, points: PyTree) -> Float[Array, " n"]:
-        """The potential V(x_i)."""
-        ...
-
-
-def _mixture(mu: Particles, nu: Particles, amount: Float[Array, ""]) -> Particles:
-    """The signed measure μ + amount·ν."""
-    points = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), mu.points, nu.points)
-    return Particles(points, jnp.concatenate([mu.weights, amount * nu.weights]))
-
-
-def _derivative(F: Functional) -> Callable[[Particles, Particles], Float[Array, ""]]:
-    r"""The map :math:`(\mu,\nu)\mapsto\int\frac{\delta F}{\delta\mu}(\mu)\,d\nu`, linear in ν."""
-    if isinstance(F, MomentForm):
-        return lambda mu, nu: jax.jvp(F.of_moments, (F.moments(mu),), (F.moments(nu),))[1]
-    if isinstance(F, PairwiseForm):
-        return lambda mu, nu: nu.weights @ (F.interaction(nu.points, mu.points) @ mu.weights + F.external(nu.points))
-
-    def along(mu: Particles, nu: Particles) -> Float[Array, ""]:
-        zero = jnp.zeros((), mu.weights.dtype)
-        return jax.jvp(lambda amount: F(_mixture(mu, nu, amount)), (zero,), (jnp.ones_like(zero),))[1]
-
-    return along
 
 
 def _sees_weights(F: Functional, mu: Particles) -> None:
     """Refuse, from the program alone, a function of the points that never looks at the weights."""
-    if isinstance(F, MomentForm | PairwiseForm):
+    if isinstance(F, SumForm):
+        for _, part in F.terms:
+            _sees_weights(part, mu)
+    if isinstance(F, LinearForm | MomentForm | PairwiseForm | SumForm):
         return
     program: Any = jax.make_jaxpr(F)(mu).jaxpr
     reached = {id(variable) for variable in program.outvars}
@@ -134,9 +58,9 @@ AVERAGES = "write averages over particles as mu.weights @ phi(mu.points), not jn
 
 
 def _gradient_at(F: Functional, mu: Particles, at: PyTree) -> PyTree:
-    derivative = _derivative(F)
+    along = derivative(F)
     ones = jnp.ones(jax.tree.leaves(at)[0].shape[0], mu.weights.dtype)
-    return jax.grad(lambda points: derivative(mu, Particles(points, ones)))(at)
+    return jax.grad(lambda points: along(mu, Particles(points, ones)))(at)
 
 
 def _per_mass(mu: Particles, covector: PyTree) -> Field:
@@ -192,12 +116,12 @@ def first_variation(F: Functional, mu: Particles) -> Callable[[PyTree], Float[Ar
         Yamamoto, Kim, Suzuki, arXiv:2509.16974, Sec. 2.
     """
     _sees_weights(F, mu)
-    derivative = _derivative(F)
+    along = derivative(F)
 
     def variation(at: PyTree) -> Float[Array, "..."]:
         queries, single = _queries(mu, at)
         mass = jnp.zeros(jax.tree.leaves(queries)[0].shape[0], mu.weights.dtype)
-        values = jax.grad(lambda weights: derivative(mu, Particles(queries, weights)))(mass)
+        values = jax.grad(lambda weights: along(mu, Particles(queries, weights)))(mass)
         return values[0] if single else values
 
     return variation
@@ -306,10 +230,10 @@ class HessianOperator:
         [2.0, 2.0]
     """
 
-    apply: Callable[[Field], Field] = field(repr=False)
+    apply: Callable[[PyTree], PyTree] = field(repr=False)
     mu: Particles | None
 
-    def __call__(self, v: Field) -> Field:
+    def __call__(self, v: PyTree) -> PyTree:
         """The product with a field."""
         return self.apply(v)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from pwgf_jax.calculus import AVERAGES, Functional, first_variation, wasserstein_gradient
+from pwgf_jax.forms import summands
 from pwgf_jax.measures import Particles, traceable
 
 __all__ = ["check_functional", "check_once", "is_own"]
@@ -157,10 +158,11 @@ def is_own(F: Functional) -> bool:
 
     Example:
         >>> from pwgf_jax.functionals import potential
-        >>> is_own(potential(jnp.sum)), is_own(lambda mu: 0.0)
+        >>> is_own(potential(jnp.sum)), is_own(potential(jnp.sum) + (lambda mu: 0.0))
         (True, False)
     """
-    return type(F).__module__.partition(".")[0] == __name__.partition(".")[0]
+    package = __name__.partition(".")[0]
+    return all(type(part).__module__.partition(".")[0] == package for _, part in summands(F))
 
 
 def check_once(F: Functional, mu: Particles, name: str = "F") -> None:

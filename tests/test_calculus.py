@@ -15,7 +15,8 @@ from pwgf_jax import (
     wasserstein_gradient,
     wasserstein_hessian,
 )
-from pwgf_jax.calculus import MomentForm, PairwiseForm, Part, integral_product
+from pwgf_jax.calculus import Part, integral_product
+from pwgf_jax.forms import LinearForm, MomentForm, PairwiseForm, SumForm
 from tests.oracles import closed_forms
 from tests.oracles.closed_forms import mean_quartic
 
@@ -75,9 +76,10 @@ CASES = {
     "moments dict": (network, "dict"),
     "pairs": (lambda dtype: functionals.interaction(bump), "array"),
     "potential": (lambda dtype: functionals.potential(lambda x: jnp.sum(jnp.sin(x)) * x[0]), "array"),
+    "sum": (lambda dtype: 2 * network(dtype) - functionals.interaction(bump).confined(0.5) + curved, "array"),
 }
 SMALL = ["plain", "moments dict", "pairs"]
-DIFFERENCED = ["plain", "plain lattice", "moments dict", "pairs"]
+DIFFERENCED = ["plain", "plain lattice", "moments dict", "pairs", "sum"]
 
 
 def flat(tree):
@@ -269,13 +271,13 @@ def test_potential_at_diracs_has_all_its_curvature_in_the_local_part(dtype, tole
 # --- one measure, many ways of writing it -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["moments", "moments dict", "pairs", "potential"])
+@pytest.mark.parametrize("case", ["moments", "moments dict", "pairs", "potential", "sum"])
 def test_a_declared_structure_changes_no_derivative(case, tolerance):
     dtype = jnp.float64
     make, shape = CASES[case]
     F, mu = make(dtype), measure(shape, dtype)
     queries, v = points_of(shape, dtype, count=3, seed=5), random_like(mu.points, 3)
-    declares = isinstance(F, MomentForm | PairwiseForm)
+    declares = isinstance(F, LinearForm | MomentForm | PairwiseForm | SumForm)
     assert declares
 
     def derivatives(F):

@@ -27,8 +27,7 @@ from pwgf_jax.contract import check_functional
 from pwgf_jax.experiments.config import Call, Config, Method
 from pwgf_jax.experiments.data import Source
 from pwgf_jax.experiments.descents import Descent
-from pwgf_jax.experiments.free_energy import NEIGHBOUR, confined, entropy
-from pwgf_jax.experiments.heldout import hold_out, measure
+from pwgf_jax.experiments.heldout import Measured
 from pwgf_jax.experiments.objectives import Objective, Setting
 from pwgf_jax.experiments.reading import ConfigError, Place, make, parameters, read, suggestion
 from pwgf_jax.experiments.registry import (
@@ -45,7 +44,8 @@ from pwgf_jax.experiments.registry import (
 from pwgf_jax.experiments.sizes import check_fits, largest, size_of
 from pwgf_jax.experiments.starts import Start
 from pwgf_jax.flows import Flow, FlowState, descent
-from pwgf_jax.functionals import potential
+from pwgf_jax.functionals import entropy, functional, potential
+from pwgf_jax.functionals.entropy import NEIGHBOUR
 from pwgf_jax.measures import Particles
 from pwgf_jax.problems import CriticalPoint, Problem
 from pwgf_jax.problems.base import around
@@ -127,9 +127,12 @@ def build(config: Config) -> Experiment:
     with _blamed(place / "start"):
         start: Start = STARTS[spec.start.name].make(**spec.start.arguments)
     with _blamed(place / "options"):
-        functional, options = _functional(config, place)
+        make_functional, options = _functional(config, place)
     blame = _blamed if not spec.is_own else _all_blamed
     keys = _keys(config, root)
+
+    def confined(F: Functional) -> Functional:
+        return functional(F).confined(spec.confinement) if spec.confinement else F
 
     def problem(key: Array) -> tuple[Functional, Particles]:
         data_key, start_key = jax.random.split(key)
@@ -141,14 +144,14 @@ def build(config: Config) -> Experiment:
                 data = source.draw(data_key, dtype)
         with _blamed(place / "start"):
             mu0 = start.draw(start_key, spec.particles, data, dtype)
-        F = functional
-        if source is not None and data is not None:
-            with blame(place / ("functional" if spec.is_own else "options")):
-                F = functional(*data.arguments, **options)
-                if data.test_arguments is not None:
-                    test = functional(*data.test_arguments, **options)
-                    F = hold_out(F, test, data.test_arguments, spec.functional.name, source.classes)
-        return (confined(F, spec.confinement) if spec.confinement else F), mu0
+        if source is None or data is None:
+            return confined(make_functional), mu0
+        with blame(place / ("functional" if spec.is_own else "options")):
+            F = confined(make_functional(*data.arguments, **options))
+            if data.test_arguments is not None:
+                test = make_functional(*data.test_arguments, **options)
+                F = Measured.on(F, test, data.test_arguments, source.classes)
+        return F, mu0
 
     flows = {}
     for arm, call in config.arms.items():
@@ -338,7 +341,7 @@ def _stats(tested: bool, arm: Call, pictured: bool) -> Callable[[Functional, Par
         return None
 
     def stats(F: Functional, mu: Particles) -> dict[str, Array]:
-        recorded = measure(F, mu)
+        recorded = F.measured(mu) if isinstance(F, Measured) else {}
         if batched:
             recorded |= {"full_value": F(mu)}
         if temperature is not None:

@@ -7,7 +7,7 @@ from pwgf_jax.flows.langevin import langevin
 from pwgf_jax.flows.noise import gaussian_noise, hessian_noise, isotropic_noise
 from pwgf_jax.flows.presets import isotropic_pwgf, pwgf, wgf
 from pwgf_jax.flows.spectral import saddle_free_newton, sobolev_descent, wasserstein_newton
-from pwgf_jax.flows.stein import ksd_descent, ksd_direction, stein_discrepancy, svgd, svgd_direction
+from pwgf_jax.flows.stein import ksd_descent, ksd_direction, svgd, svgd_direction
 
 __all__ = [
     "Evaluation",
@@ -33,7 +33,6 @@ __all__ = [
     "pwgf",
     "saddle_free_newton",
     "sobolev_descent",
-    "stein_discrepancy",
     "svgd",
     "svgd_direction",
     "wasserstein_newton",

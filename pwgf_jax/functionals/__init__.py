@@ -1,7 +1,12 @@
-"""Functionals that ship with the library; any function of :class:`pwgf_jax.Particles` works beside them."""
+"""Functionals that ship with the library; any function of :class:`pwgf_jax.Particles` works beside them.
 
+They form an algebra, see :class:`Combinable`: ``F + 0.5 * G``, ``F.confined(strength)``.
+"""
+
+from pwgf_jax.functionals.base import Combinable, Sum, functional
+from pwgf_jax.functionals.entropy import entropy
 from pwgf_jax.functionals.interaction import interaction
-from pwgf_jax.functionals.mmd import Mmd, coulomb, mmd
+from pwgf_jax.functionals.mmd import Mmd, coulomb_discrepancy, mmd
 from pwgf_jax.functionals.network import (
     ACTIVATIONS,
     MeanFieldNetwork,
@@ -10,14 +15,19 @@ from pwgf_jax.functionals.network import (
     mean_field_regression,
 )
 from pwgf_jax.functionals.potential import potential
+from pwgf_jax.functionals.stein import stein_discrepancy
 from pwgf_jax.functionals.student_teacher import StudentTeacher, small_networks, student_teacher
 
 __all__ = [
     "ACTIVATIONS",
+    "Combinable",
     "MeanFieldNetwork",
     "Mmd",
     "StudentTeacher",
-    "coulomb",
+    "Sum",
+    "coulomb_discrepancy",
+    "entropy",
+    "functional",
     "icfl",
     "interaction",
     "matrix_factorization",
@@ -25,5 +35,6 @@ __all__ = [
     "mmd",
     "potential",
     "small_networks",
+    "stein_discrepancy",
     "student_teacher",
 ]

@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from pwgf_jax.functionals.base import Combinable
 from pwgf_jax.measures import Particles, traceable
 
 __all__ = ["Interaction", "interaction"]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Interaction:
+@dataclass(frozen=True, repr=False)
+class Interaction(Combinable):
     """The functional made by :func:`interaction`.
 
     Example:

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from pwgf_jax.kernels import Kernel
-from pwgf_jax.kernels import coulomb as coulomb_kernel
+from pwgf_jax.functionals.base import Combinable
+from pwgf_jax.kernels import Kernel, coulomb
 from pwgf_jax.measures import Particles
 
-__all__ = ["Mmd", "coulomb", "mmd"]
+__all__ = ["Mmd", "coulomb_discrepancy", "mmd"]
 
 Statistic: TypeAlias = Literal["V", "U"]
 
@@ -43,9 +43,9 @@ def _normaliser(weights: Array) -> Float[Array, ""]:
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Mmd:
-    r"""The functional made by :func:`mmd` and :func:`coulomb`.
+@dataclass(frozen=True, repr=False)
+class Mmd(Combinable):
+    r"""The functional made by :func:`mmd` and :func:`coulomb_discrepancy`.
 
     Args:
         target: the target measure.
@@ -183,7 +183,7 @@ def mmd(
     return Mmd(target, kernel, constant, statistic, chunk_size)
 
 
-def coulomb(
+def coulomb_discrepancy(
     target: Particles | Float[Array, "m d"], *, statistic: Statistic = "V", chunk_size: int | None = None
 ) -> Mmd:
     r"""The Coulomb discrepancy: :func:`mmd` with the Coulomb kernel of the target's dimension.
@@ -205,7 +205,7 @@ def coulomb(
 
     Example:
         >>> import jax.numpy as jnp
-        >>> F = coulomb(jnp.zeros((1, 3)))
+        >>> F = coulomb_discrepancy(jnp.zeros((1, 3)))
         >>> float(F(Particles.uniform(jnp.array([[0.0, 0.0, 2.0]]))))
         -0.5
 
@@ -214,5 +214,7 @@ def coulomb(
     """
     points = target.points if isinstance(target, Particles) else jnp.asarray(target)
     if not hasattr(points, "ndim") or points.ndim != 2:
-        raise ValueError("coulomb: the target is no array of points; give a sample (M, d), or particles on one.")
-    return mmd(target, coulomb_kernel(points.shape[1]), statistic=statistic, chunk_size=chunk_size)
+        raise ValueError(
+            "coulomb_discrepancy: the target is no array of points; give a sample (M, d), or particles on one."
+        )
+    return mmd(target, coulomb(points.shape[1]), statistic=statistic, chunk_size=chunk_size)

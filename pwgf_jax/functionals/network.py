@@ -6,19 +6,28 @@ array (N, k + l), outgoing weights a first, or of a dict ``{"a": (N, k), "w": (N
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
+from pwgf_jax.functionals.base import Combinable
 from pwgf_jax.measures import Particles
 
-__all__ = ["ACTIVATIONS", "MeanFieldNetwork", "icfl", "matrix_factorization", "mean_field_regression"]
+__all__ = [
+    "ACTIVATIONS",
+    "Icfl",
+    "MatrixFactorization",
+    "MeanFieldNetwork",
+    "MeanFieldRegression",
+    "icfl",
+    "matrix_factorization",
+    "mean_field_regression",
+]
 
 ACTIVATIONS = MappingProxyType(
     {
@@ -34,15 +43,15 @@ ACTIVATIONS = MappingProxyType(
 """Activations by name. ``relu`` has no second derivative: its local Hessian misses the kinks."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class MeanFieldNetwork:
-    r"""A loss of a mean-field two-layer network on data: :math:`F(\mu)=R\big((h_\mu(z_i))_{i\le M}\big)`.
+@dataclass(frozen=True, repr=False)
+class MeanFieldNetwork(Combinable):
+    r"""A loss R of a mean-field two-layer network on data: :math:`F(\mu)=R\big((h_\mu(z_i))_{i\le M}\big)`.
+
+    What :func:`mean_field_regression`, :func:`matrix_factorization` and :func:`icfl` have in common.
 
     Args:
         inputs: z, shape (M, l).
         targets: shape (M, k).
-        loss: R, a function (outputs (k, M), targets (k, M)) -> scalar, as a :class:`jax.tree_util.Partial`.
         activation: σ, a name in :data:`ACTIVATIONS`.
         chunk_size: data points per pass; bounds memory to N·chunk_size activations and recomputes them
             backwards. None takes all data in one pass.
@@ -56,9 +65,12 @@ class MeanFieldNetwork:
 
     inputs: Float[Array, "*batch m l"]
     targets: Float[Array, "*batch m k"]
-    loss: Callable[[Array, Array], Float[Array, ""]]
     activation: str = field(default="tanh", metadata={"static": True})
     chunk_size: int | None = field(default=None, metadata={"static": True})
+
+    @abstractmethod
+    def of_moments(self, moments: Float[Array, "k m"]) -> Float[Array, ""]:
+        """The loss R of given outputs."""
 
     def outputs(self, mu: Particles, inputs: Float[Array, "m l"]) -> Float[Array, "m k"]:
         """The network's outputs h_μ on any inputs."""
@@ -67,10 +79,6 @@ class MeanFieldNetwork:
     def moments(self, mu: Particles) -> Float[Array, "k m"]:
         """The outputs on the data, an output a row; linear in the weights."""
         return self._hidden_mean(mu, self.inputs)
-
-    def of_moments(self, moments: Float[Array, "k m"]) -> Float[Array, ""]:
-        """The loss of given outputs."""
-        return self.loss(moments, self.targets.T)
 
     def _hidden_mean(self, mu: Particles, inputs: Float[Array, "m l"]) -> Float[Array, "k m"]:
         outgoing, ingoing = self._split(mu.points)
@@ -97,11 +105,6 @@ class MeanFieldNetwork:
         """The value F(μ)."""
         return self.of_moments(self.moments(mu))
 
-    @property
-    def least_squares(self) -> bool:
-        """Whether the loss is ½ the mean squared residual, so that D²R is 1/M times the identity."""
-        return getattr(self.loss, "func", None) is _square_loss
-
     def batch(self, key: Array, size: int) -> MeanFieldNetwork:
         """The same functional on ``size`` data points drawn without replacement."""
         if not 1 <= size <= self.inputs.shape[0]:
@@ -124,7 +127,95 @@ class MeanFieldNetwork:
         return outgoing, ingoing
 
 
-def _network(inputs: Any, targets: Any, loss: Partial, activation: str, chunk_size: int | None) -> MeanFieldNetwork:
+def _square_loss(outputs: Float[Array, "k m"], targets: Float[Array, "k m"]) -> Float[Array, ""]:
+    return jnp.mean(jnp.sum((outputs - targets) ** 2, axis=0)) / 2
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, repr=False)
+class MeanFieldRegression(MeanFieldNetwork):
+    """The functional made by :func:`mean_field_regression`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> mean_field_regression(jnp.ones((8, 3), "float32"), jnp.ones((8, 2), "float32"))
+        MeanFieldRegression(inputs=float32[8,3], targets=float32[8,2], activation='tanh', chunk_size=None)
+    """
+
+    least_squares: ClassVar[bool] = True
+
+    def of_moments(self, moments: Float[Array, "k m"]) -> Float[Array, ""]:
+        """Half the mean squared distance from the targets."""
+        return _square_loss(moments, self.targets.T)
+
+    def residuals(self, mu: Particles) -> Float[Array, "k m"]:
+        """The distances from the targets, over √M."""
+        return (self.moments(mu) - self.targets.T) / self.targets.shape[0] ** 0.5
+
+    def predict(self, mu: Particles, inputs: Float[Array, "b l"]) -> Float[Array, "b k"]:
+        """The network's outputs."""
+        return self.outputs(mu, inputs)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, repr=False)
+class MatrixFactorization(MeanFieldNetwork):
+    """The functional made by :func:`matrix_factorization`; it knows its outputs up to sign, and does not predict.
+
+    Args:
+        prefactor: c.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(matrix_factorization(jnp.ones((8, 3)), jnp.ones((8, 2)), prefactor=3.0).prefactor)
+        3.0
+    """
+
+    prefactor: Any = 1.0
+
+    def of_moments(self, moments: Float[Array, "k m"]) -> Float[Array, ""]:
+        """The squared distance of the outer products."""
+        # |hhᵀ − ggᵀ|² = (|u|²|v|² + (u·v)²)/2 with u = h − g, v = h + g: no cancellation near the minimum.
+        u, v = moments - self.targets.T, moments + self.targets.T
+        squares = jnp.sum(u**2, axis=0) * jnp.sum(v**2, axis=0) + jnp.sum(u * v, axis=0) ** 2
+        return self.prefactor / 4 * jnp.mean(squares)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, repr=False)
+class Icfl(MeanFieldNetwork):
+    """The functional made by :func:`icfl`.
+
+    Args:
+        ridge: λ.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> z, y = jnp.array([[1.0], [-1.0]]), jnp.array([[2.0], [-2.0]])
+        >>> mu = Particles.uniform(jnp.ones((4, 2)))
+        >>> float(icfl(z, y).predict(mu, z)[0, 0])  # tanh z, times what the readout finds
+        2.0
+    """
+
+    ridge: Any = 0.0
+
+    def readout(self, outputs: Float[Array, "k m"]) -> Float[Array, "k t"]:
+        """The transpose S⁻¹Cᵀ of the optimal linear layer, on given outputs on the data."""
+        width, count = outputs.shape
+        second_moment = outputs @ outputs.T / count + self.ridge * jnp.eye(width, dtype=outputs.dtype)
+        return jnp.linalg.solve(second_moment, outputs @ self.targets / count)
+
+    def of_moments(self, moments: Float[Array, "k m"]) -> Float[Array, ""]:
+        """The square loss with the optimal readout."""
+        readout = self.readout(moments)
+        return _square_loss(readout.T @ moments, self.targets.T) + self.ridge / 2 * jnp.sum(readout**2)
+
+    def predict(self, mu: Particles, inputs: Float[Array, "b l"]) -> Float[Array, "b k"]:
+        """The outputs through the readout that is optimal on the data."""
+        return self.outputs(mu, inputs) @ self.readout(self.moments(mu))
+
+
+def _checked(inputs: Any, targets: Any, activation: str, chunk_size: int | None) -> tuple[Any, ...]:
     inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
     if inputs.ndim != 2 or targets.ndim != 2 or inputs.shape[0] != targets.shape[0] or inputs.shape[0] == 0:
         raise ValueError(
@@ -136,28 +227,7 @@ def _network(inputs: Any, targets: Any, loss: Partial, activation: str, chunk_si
         raise ValueError(f"activation={activation!r}; choose one of {', '.join(ACTIVATIONS)}.")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}; give a positive number of data points, or None for all at once.")
-    return MeanFieldNetwork(inputs, targets, loss, activation, chunk_size)
-
-
-# Losses of outputs and targets of shape (k, M).
-
-
-def _square_loss(outputs: Array, targets: Array) -> Array:
-    return jnp.mean(jnp.sum((outputs - targets) ** 2, axis=0)) / 2
-
-
-def _matrix_loss(outputs: Array, targets: Array, *, prefactor: Any) -> Array:
-    # |hhᵀ − ggᵀ|² = (|u|²|v|² + (u·v)²)/2 with u = h − g, v = h + g: no cancellation near the minimum.
-    u, v = outputs - targets, outputs + targets
-    squares = jnp.sum(u**2, axis=0) * jnp.sum(v**2, axis=0) + jnp.sum(u * v, axis=0) ** 2
-    return prefactor / 4 * jnp.mean(squares)
-
-
-def _profiled_loss(outputs: Array, targets: Array, *, ridge: Any) -> Array:
-    width, count = outputs.shape
-    second_moment = outputs @ outputs.T / count + ridge * jnp.eye(width, dtype=outputs.dtype)
-    readout = jnp.linalg.solve(second_moment, outputs @ targets.T / count)
-    return _square_loss(readout.T @ outputs, targets) + ridge / 2 * jnp.sum(readout**2)
+    return inputs, targets, activation, chunk_size
 
 
 def mean_field_regression(
@@ -166,7 +236,7 @@ def mean_field_regression(
     *,
     activation: str = "tanh",
     chunk_size: int | None = None,
-) -> MeanFieldNetwork:
+) -> MeanFieldRegression:
     r"""Least squares with a two-layer network: :math:`F(\mu)=\frac12\mathbb E|h_\mu(z)-y|^2`.
 
     Convex under mixtures, so :math:`H_\mu\succeq0` everywhere; E is the mean over the data.
@@ -190,7 +260,7 @@ def mean_field_regression(
         >>> float(F(Particles.uniform(jnp.zeros((4, 5)))))
         1.0
     """
-    return _network(inputs, targets, Partial(_square_loss), activation, chunk_size)
+    return MeanFieldRegression(*_checked(inputs, targets, activation, chunk_size))
 
 
 def matrix_factorization(
@@ -200,7 +270,7 @@ def matrix_factorization(
     prefactor: float = 1.0,
     activation: str = "tanh",
     chunk_size: int | None = None,
-) -> MeanFieldNetwork:
+) -> MatrixFactorization:
     r"""Rank-one matrix factorisation: :math:`F(\mu)=\frac c2\mathbb E\|h_\mu h_\mu^\top-h^\circ h^{\circ\top}\|_F^2`.
 
     Minima: :math:`h_\mu=\pm h^\circ` pointwise, F = 0. Saddle: :math:`h_\mu\equiv0` (antithetic pairs of neurons):
@@ -233,7 +303,7 @@ def matrix_factorization(
     References:
         Yamamoto, Kim, Suzuki, arXiv:2509.16974, Example 1 and Experiment 2.
     """
-    return _network(inputs, targets, Partial(_matrix_loss, prefactor=prefactor), activation, chunk_size)
+    return MatrixFactorization(*_checked(inputs, targets, activation, chunk_size), prefactor=prefactor)
 
 
 def icfl(
@@ -243,7 +313,7 @@ def icfl(
     ridge: float = 0.0,
     activation: str = "tanh",
     chunk_size: int | None = None,
-) -> MeanFieldNetwork:
+) -> Icfl:
     r"""The in-context feature learning (ICFL) loss.
 
     :math:`L(\mu)=\min_V\frac12\mathbb E|f^\circ-Vh_\mu|^2+\frac\lambda2\|V\|_F^2`.
@@ -279,4 +349,4 @@ def icfl(
     """
     if ridge < 0:
         raise ValueError(f"icfl: ridge={ridge}; give a non-negative number.")
-    return _network(inputs, targets, Partial(_profiled_loss, ridge=ridge), activation, chunk_size)
+    return Icfl(*_checked(inputs, targets, activation, chunk_size), ridge=ridge)

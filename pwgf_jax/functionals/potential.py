@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import jax
 from jaxtyping import Array, Float, PyTree
 
+from pwgf_jax.functionals.base import Combinable
 from pwgf_jax.measures import Particles, traceable
 
 __all__ = ["Potential", "potential"]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Potential:
+@dataclass(frozen=True, repr=False)
+class Potential(Combinable):
     """The functional made by :func:`potential`.
 
     Example:
@@ -26,17 +27,13 @@ class Potential:
 
     energy: Callable[[PyTree], Float[Array, ""]]
 
-    def moments(self, mu: Particles) -> Float[Array, ""]:
-        """The mean energy."""
-        return mu.weights @ jax.vmap(self.energy)(mu.points)
-
-    def of_moments(self, moments: Float[Array, ""]) -> Float[Array, ""]:
-        """The mean energy is the value."""
-        return moments
+    def potential(self, points: PyTree) -> Float[Array, " n"]:
+        """The energies V(x_i)."""
+        return jax.vmap(self.energy)(points)
 
     def __call__(self, mu: Particles) -> Float[Array, ""]:
         """The value F(μ)."""
-        return self.of_moments(self.moments(mu))
+        return mu.weights @ self.potential(mu.points)
 
 
 def potential(energy: Callable[[PyTree], Float[Array, ""]]) -> Potential:
@@ -48,7 +45,7 @@ def potential(energy: Callable[[PyTree], Float[Array, ""]]) -> Potential:
         energy: V, a scalar function of one point.
 
     Returns:
-        A functional in moment form.
+        A functional in linear form.
 
     Example:
         >>> import jax.numpy as jnp

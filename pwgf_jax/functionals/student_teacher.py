@@ -8,12 +8,13 @@ squared maximum mean discrepancy, and of moment form: least squares of the mean 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from pwgf_jax.functionals.base import Combinable
 from pwgf_jax.functionals.network import ACTIVATIONS
 from pwgf_jax.measures import Particles
 
@@ -23,8 +24,8 @@ Coupling: TypeAlias = Literal["block", "dense"]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class StudentTeacher:
+@dataclass(frozen=True, repr=False)
+class StudentTeacher(Combinable):
     """The functional made by :func:`student_teacher`.
 
     Args:
@@ -45,6 +46,7 @@ class StudentTeacher:
     targets: Float[Array, "*batch m 1"]
     width: float = field(default=2.0, metadata={"static": True})
     coupling: Coupling = field(default="block", metadata={"static": True})
+    least_squares: ClassVar[bool] = True
 
     def features(self, points: PyTree, inputs: Float[Array, "b p"]) -> Float[Array, "n b"]:
         r"""Every particle's outputs :math:`\psi(z_b,x_i)`."""
@@ -79,10 +81,13 @@ class StudentTeacher:
         """The value F(μ)."""
         return self.of_moments(self.moments(mu))
 
-    @property
-    def least_squares(self) -> bool:
-        """D²R is 1/M times the identity."""
-        return True
+    def residuals(self, mu: Particles) -> Float[Array, "1 m"]:
+        """The distances from the teacher's outputs, over √M."""
+        return (self.moments(mu) - self.targets.T) / self.targets.shape[0] ** 0.5
+
+    def predict(self, mu: Particles, inputs: Float[Array, "b p"]) -> Float[Array, "b 1"]:
+        """The mean network's outputs."""
+        return self.outputs(mu, inputs)
 
     def batch(self, key: Array, size: int) -> StudentTeacher:
         """The same functional on ``size`` data points drawn without replacement."""

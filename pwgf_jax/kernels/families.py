@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +62,7 @@ class Laplace:
     """ρ(s) = exp(−√s/ℓ), with vanishing derivatives at zero."""
 
     lengthscale: Any
+    kink: ClassVar[bool] = True
 
     def __call__(self, s: Array) -> tuple[Array, Array, Array]:
         """The values ρ, ρ', ρ''."""
@@ -97,6 +98,7 @@ class Power:
 
     exponent: float = _static()
     sign: int = _static()
+    kink: ClassVar[bool] = True
 
     def __call__(self, s: Array) -> tuple[Array, Array, Array]:
         """The values ρ, ρ', ρ''."""
@@ -110,6 +112,8 @@ class Power:
 @dataclass(frozen=True)
 class Logarithm:
     """ρ(s) = −½ log s, zero with its derivatives at zero."""
+
+    kink: ClassVar[bool] = True
 
     def __call__(self, s: Array) -> tuple[Array, Array, Array]:
         """The values ρ, ρ', ρ''."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,13 @@ class LogLinear(Protocol):
     def rate(self, dtype: Any) -> Array:
         """The constant c."""
         ...
+
+
+@runtime_checkable
+class Kinked(Protocol):
+    """A profile whose kernel is not smooth where points meet."""
+
+    kink: ClassVar[bool]
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -263,6 +270,12 @@ class Radial(Kernel):
     """
 
     profile: Profile
+
+    @property
+    def smooth(self) -> bool:
+        """Whether it has derivatives where points meet: no part of the profile says that it has a kink."""
+        parts = jax.tree.leaves(self.profile, is_leaf=lambda part: isinstance(part, Kinked))
+        return not any(isinstance(part, Kinked) for part in parts)
 
     def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """The matrix k(x_i, y_j)."""

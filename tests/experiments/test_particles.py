@@ -7,19 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pwgf_jax import Particles, wasserstein_gradient, wasserstein_hessian
-from pwgf_jax.calculus import MomentForm, PairwiseForm
+from pwgf_jax import Particles, wasserstein_hessian
 from pwgf_jax.certify import Verdict, certify
 from pwgf_jax.experiments import ConfigError, build, dump, load
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.config import parse
 from pwgf_jax.experiments.data import Data, SmallTeacher
-from pwgf_jax.experiments.free_energy import Confined, confined, entropy
-from pwgf_jax.experiments.heldout import HeldOut, hold_out, measure
+from pwgf_jax.experiments.heldout import Measured
 from pwgf_jax.experiments.samples import Normal, Sample, ThreeRings
 from pwgf_jax.experiments.starts import Antithetic, Gaussian, Students
-from pwgf_jax.flows.spectral import gram_function
-from pwgf_jax.functionals import mean_field_regression, mmd, student_teacher
+from pwgf_jax.functionals import entropy, functional, mmd, student_teacher
+from pwgf_jax.gram import gram_function
 from pwgf_jax.kernels import gaussian
 
 pytestmark = pytest.mark.slow
@@ -178,47 +176,6 @@ def test_a_gaussian_has_the_energy_of_its_samples(key):
     np.testing.assert_allclose(jax.grad(law)(points[0]), (points[0] - 1.0) / 4, rtol=1e-12)
 
 
-def test_the_entropy_of_gaussian_particles(key):
-    dimension = 3
-    draw = jax.jit(lambda key: entropy(Particles.uniform(2.0 * jax.random.normal(key, (1000, dimension)))))
-    found = np.array([draw(each) for each in jax.random.split(key, 8)])
-    exact = dimension / 2 * np.log(2 * np.pi * np.e * 4)
-    assert abs(found.mean() - exact) < 5 * found.std() / 8**0.5 + 0.02 * dimension  # the bias of 1000 particles
-    with pytest.raises(ValueError, match="neighbour=3 of 3 particles"):
-        entropy(Particles.uniform(jnp.ones((3, 1))))
-
-
-def test_a_confinement_adds_half_the_second_moment_and_keeps_the_rest(key):
-    z, y = jnp.ones((4, 2)), jnp.ones((4, 1))
-    F = mean_field_regression(z, y)
-    held = hold_out(F, F, (z, y), "mean_field_regression", False)
-    mu = Particles(jax.random.normal(key, (3, 3)), jnp.array([0.5, 0.25, 0.25]))
-    both = confined(held, 0.3)
-    extra = 0.15 * np.sum(np.asarray(mu.weights)[:, None] * np.asarray(mu.points) ** 2)
-    np.testing.assert_allclose(both(mu), F(mu) + extra, rtol=1e-12)
-    np.testing.assert_allclose(both.batch(key, 4)(mu), both(mu), rtol=1e-12)
-    assert not hasattr(confined(lambda mu: jnp.sum(mu.weights), 1.0), "batch")
-
-
-@pytest.mark.parametrize("form", [MomentForm, PairwiseForm])
-def test_a_confined_functional_keeps_its_form(key, form):
-    x = jax.random.normal(key, (6, 3))
-    F = mean_field_regression(x[:, :2], x[:, 2:]) if form is MomentForm else mmd(x, gaussian(1.0))
-    mu, v = Particles(x[:3], jnp.array([0.5, 0.25, 0.25])), x[3:]
-    quick, plain = confined(F, 0.3), confined(lambda mu: F(mu), 0.3)
-    assert isinstance(quick, form)
-    assert not isinstance(plain, MomentForm | PairwiseForm)
-
-    @jax.jit
-    def products(G, mu, v):
-        return [G(mu), wasserstein_gradient(G, mu)] + [
-            wasserstein_hessian(G, mu, p)(v) for p in ("integral", "local", "full")
-        ]
-
-    for found, expected in zip(products(quick, mu, v), products(plain, mu, v), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
-
-
 def test_functionals_of_ones_own_cross_jit_with_all_that_they_offer(key):
     """A plain function is no array: it once met jit as the argument that it is a part of."""
 
@@ -234,12 +191,11 @@ def test_functionals_of_ones_own_cross_jit_with_all_that_they_offer(key):
             return lambda mu: 2 * self(mu)
 
     mu, data = Particles.uniform(jax.random.normal(key, (4, 2))), (jnp.ones((3, 1)), jnp.zeros((3, 1)))
-    for own, form in ((Own(), MomentForm), (lambda mu: Own()(mu), None)):
-        F = confined(hold_out(own, own, data, "own.py:F", False), 0.5)
+    for own in (Own(), lambda mu: Own()(mu)):
+        F = Measured.on(functional(own).confined(0.5), own, data, False)
         np.testing.assert_allclose(jax.jit(lambda F, mu: F(mu))(F, mu), F(mu), rtol=1e-12)
-        assert form is None or isinstance(F, form)
-    F = confined(hold_out(Own(), Own(), data, "own.py:F", False), 0.5)
-    assert measure(F, mu)["test_loss"] == 0.5
+    F = Measured.on(functional(Own()).confined(0.5), Own(), data, False)
+    assert F.measured(mu)["test_loss"] == 0.5
     np.testing.assert_allclose(F.batch(key, 1)(mu) - F(mu), Own()(mu), rtol=1e-12)
     found = certify(F, mu, 10.0, 0.1, key)
     assert found.verdict == Verdict.second_order_stationary  # the confinement is convex, and so is the square
@@ -249,7 +205,7 @@ def test_langevin_records_its_free_energy_and_a_confined_objective(rings):
     config = load(rings, ['arms={a={flow="langevin", step_size=0.1, temperature=0.5}}', "problem.confinement=2"])
     experiment = build(config)
     F, mu = experiment.problem(experiment.keys[0])
-    assert isinstance(F, Confined)
+    assert [factor for factor, _ in F.terms[0][1].terms] == [None, 2.0]
     stats = experiment.records["a"].stats
     assert stats is not None
     recorded = stats(F, mu)
@@ -261,8 +217,7 @@ def test_held_out_data_change_no_derivative(key):
     x, fresh = jax.random.normal(key, (6, 2)), jnp.ones((3, 2))
     mu, v = Particles.uniform(x[:4]), x[2:]
     F = mmd(x, gaussian(1.0))
-    held = hold_out(F, mmd(fresh, gaussian(1.0)), (fresh,), "mmd", False)
-    assert isinstance(held, PairwiseForm)
+    held = Measured.on(F, mmd(fresh, gaussian(1.0)), (fresh,), False)
 
     @jax.jit
     def products(mu, v):
@@ -271,7 +226,7 @@ def test_held_out_data_change_no_derivative(key):
     (value, product), (held_value, held_product) = products(mu, v)
     np.testing.assert_allclose(held_value, value, rtol=1e-12)
     np.testing.assert_allclose(held_product, product, rtol=1e-9)
-    np.testing.assert_allclose(held.measure(mu)["test_loss"], mmd(fresh, gaussian(1.0))(mu), rtol=1e-12)
+    np.testing.assert_allclose(held.measured(mu)["test_loss"], mmd(fresh, gaussian(1.0))(mu), rtol=1e-12)
 
 
 def test_the_student_of_a_config_has_the_gram_solver_and_a_validation_error(key):
@@ -280,10 +235,8 @@ def test_the_student_of_a_config_has_the_gram_solver_and_a_validation_error(key)
     assert data.test_arguments is not None
     mu = Students(hidden=2).draw(key, 3, data, jnp.float64)
     F, test = student_teacher(*data.arguments), student_teacher(*data.test_arguments)
-    held = hold_out(F, test, data.test_arguments, "student_teacher", False)
-    assert isinstance(held, HeldOut)
-    assert isinstance(held, MomentForm)
-    np.testing.assert_allclose(held.measure(mu)["test_loss"], test(mu), rtol=1e-12)
+    held = Measured.on(F, test, data.test_arguments, False)
+    np.testing.assert_allclose(held.measured(mu)["test_loss"], test(mu), rtol=1e-12)
     by_gram = jax.jit(lambda F, mu: gram_function(F, mu, lambda t: 1 / (t + 1)))
     for leaf, same in zip(*(jax.tree.leaves(by_gram(G, mu)) for G in (F, held)), strict=True):
         np.testing.assert_allclose(leaf, same, rtol=1e-12)

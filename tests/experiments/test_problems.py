@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from pwgf_jax import Particles, wasserstein_gradient, wasserstein_hessian
-from pwgf_jax.calculus import MomentForm
 from pwgf_jax.experiments import build, load
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.data import Data, SignPairs, Teacher
-from pwgf_jax.experiments.heldout import HeldOut
+from pwgf_jax.experiments.heldout import Measured
 from pwgf_jax.experiments.starts import Antithetic, Gaussian, IcflSaddle
 from pwgf_jax.experiments.tables import Table, digits, read_table
 from pwgf_jax.functionals import icfl
@@ -274,17 +273,17 @@ def test_digits_measure_accuracy_by_the_readout_of_the_training_set(tiny):
     settings = ["problem.functional=icfl", "problem.data={source='digits', points=60, test_fraction=0.5}"]
     experiment = build(load(tiny, [*settings, "problem.start={kind='gaussian'}"]))
     F, mu = experiment.problem(experiment.keys[0])
-    assert isinstance(F, HeldOut)
-    assert isinstance(F, MomentForm)
+    assert isinstance(F, Measured)
     assert F.batch(experiment.keys[0], 5).train.inputs.shape[0] == 5
     z, y = F.train.inputs, F.train.targets
+    test_inputs, test_targets = F.test
     h = np.asarray(F.train.outputs(mu, z))
     readout = np.linalg.lstsq(h, np.asarray(y), rcond=None)[0]
-    predicted = np.asarray(F.train.outputs(mu, F.data[0])) @ readout
-    right = predicted.argmax(axis=1) == np.asarray(F.data[1]).argmax(axis=1)
-    measured = F.measure(mu)
+    predicted = np.asarray(F.train.outputs(mu, test_inputs)) @ readout
+    right = predicted.argmax(axis=1) == np.asarray(test_targets).argmax(axis=1)
+    measured = F.measured(mu)
     assert float(measured["test_accuracy"]) == pytest.approx(right.mean())
-    loss = np.mean(np.sum((predicted - np.asarray(F.data[1])) ** 2, axis=1)) / 2
+    loss = np.mean(np.sum((predicted - np.asarray(test_targets)) ** 2, axis=1)) / 2
     assert float(measured["test_loss"]) == pytest.approx(loss, rel=1e-6)
     np.testing.assert_allclose(F(mu), F.train(mu))
     assert digits().classes
@@ -305,10 +304,6 @@ def test_a_functional_with_a_rule_of_prediction_is_asked(key):
         def predict(self, mu, inputs):
             return jnp.ones_like(inputs)
 
-    from pwgf_jax.experiments.heldout import hold_out, measure
-
     z = jnp.ones((4, 1))
-    F = hold_out(Constant(), Constant(), (z, z + 1), "own.py:Constant", False)
-    assert not isinstance(F, MomentForm)
-    assert not hasattr(F, "batch")
-    assert float(measure(F, Particles.uniform(z))["test_loss"]) == 0.5
+    F = Measured.on(Constant(), Constant(), (z, z + 1), False)
+    assert float(F.measured(Particles.uniform(z))["test_loss"]) == 0.5

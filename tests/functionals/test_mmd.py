@@ -16,9 +16,10 @@ from pwgf_jax import (
     wasserstein_gradient,
     wasserstein_hessian,
 )
-from pwgf_jax.calculus import PairwiseForm, integral_product
+from pwgf_jax.calculus import integral_product
 from pwgf_jax.contract import check_functional
-from pwgf_jax.functionals import coulomb, mmd
+from pwgf_jax.forms import PairwiseForm
+from pwgf_jax.functionals import coulomb_discrepancy, mmd
 from pwgf_jax.kernels import energy, feature, gaussian, random_features
 
 N, M, D = 5, 4, 3
@@ -137,7 +138,7 @@ def test_u_and_v_differ_by_the_self_term_and_the_normaliser(weights):
 def test_v_keeps_the_contract_of_functionals_and_u_all_but_splitting():
     mu = measure(weights=WEIGHTS)
     check_functional(jax.jit(mmd(target(), gaussian(1.0)).__call__), mu)
-    check_functional(jax.jit(coulomb(target()).__call__), mu)
+    check_functional(jax.jit(coulomb_discrepancy(target()).__call__), mu)
     with pytest.raises(ValueError, match="when every particle is split"):  # a particle of weight zero passed
         check_functional(jax.jit(mmd(target(), gaussian(1.0), statistic="U").__call__), mu)
 
@@ -164,7 +165,7 @@ def test_the_energy_kernel_gives_the_energy_distance(dtype, tolerance):
 
 def test_the_target_is_the_minimum(dtype):
     nu = target(dtype)
-    F, eps = coulomb(nu), float(jnp.finfo(dtype).eps)
+    F, eps = coulomb_discrepancy(nu), float(jnp.finfo(dtype).eps)
     value, gradient = jax.jit(value_and_wasserstein_gradient)(F, nu)
     np.testing.assert_allclose(value, 0, atol=10 * eps)
     np.testing.assert_allclose(gradient, 0, atol=100 * eps)
@@ -187,7 +188,7 @@ def test_a_gradient_step_of_two_thirds_of_the_smoothness_decreases_the_value():
 
 
 def test_coulomb_particles_repel_each_other_and_are_drawn_to_the_target(dtype, tolerance):
-    F = coulomb(jnp.zeros((1, 3), dtype))
+    F = coulomb_discrepancy(jnp.zeros((1, 3), dtype))
     evaluate = jax.jit(value_and_wasserstein_gradient)
     # one on the target and two at one place: their pairs exert no force
     value, gradient = evaluate(F, Particles.uniform(array([[0, 0, 0], [0, 0, 2], [0, 0, 2]], dtype)))
@@ -301,7 +302,7 @@ def test_functionals_of_several_targets_map():
     ("build", "message"),
     [
         (lambda: mmd(jnp.zeros((0, 2)), gaussian(1.0)), r"the target has shape \(0, 2\); give a sample \(M, d\)"),
-        (lambda: coulomb(jnp.zeros((0, 2))), r"the target has shape \(0, 2\)"),
+        (lambda: coulomb_discrepancy(jnp.zeros((0, 2))), r"the target has shape \(0, 2\)"),
         (
             lambda: mmd(array(TARGET), gaussian(1.0))(Particles.uniform(jnp.zeros((3, 2)))),
             r"a particle has shape \(2,\) but a target point \(3,\)",
@@ -317,7 +318,7 @@ def test_functionals_of_several_targets_map():
             "size=5; there are 4 target points",
         ),
         (lambda: mmd(array(TARGET), gaussian(1.0)).batch(jax.random.key(0), 0), "size=0; there are 4 target points"),
-        (lambda: coulomb(Particles.uniform({"a": jnp.ones((2, 1))})), "no array of points"),
+        (lambda: coulomb_discrepancy(Particles.uniform({"a": jnp.ones((2, 1))})), "no array of points"),
     ],
 )
 def test_impossible_functionals_are_refused(build, message):
