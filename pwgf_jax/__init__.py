@@ -15,6 +15,7 @@ from pwgf_jax.calculus import (
 )
 from pwgf_jax.certify import Certificate, Verdict, certify
 from pwgf_jax.contract import check_functional
+from pwgf_jax.density import extreme_eigenpairs, spectral_density
 from pwgf_jax.flows import (
     Flow,
     Status,
@@ -55,6 +56,7 @@ __all__ = [
     "compatibility",
     "continuous_pwgf",
     "estimate_smoothness",
+    "extreme_eigenpairs",
     "first_variation",
     "flow",
     "functionals",
@@ -77,6 +79,7 @@ __all__ = [
     "smallest_eigenpair",
     "smooth_isotropic",
     "sobolev_descent",
+    "spectral_density",
     "svgd",
     "sweep",
     "theory_parameters",

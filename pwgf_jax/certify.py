@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -147,7 +148,7 @@ def _slope(F: Objective, point: Point, key: Array) -> _Slope:
 
 
 def certify(
-    objective: Objective,
+    objective: Callable[..., Any],
     point: Point,
     eps: float,
     delta: float,

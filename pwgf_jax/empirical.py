@@ -216,7 +216,13 @@ class Prepared(NamedTuple):
 
 
 def prepared(
-    function: Objective, point: Point, caller: str, *, batches: Any = None, has_aux: bool = False, check: bool = True
+    function: Callable[..., Any],
+    point: Point,
+    caller: str,
+    *,
+    batches: Any = None,
+    has_aux: bool = False,
+    check: bool = True,
 ) -> Prepared:
     """What users give, as searches take it.
 
@@ -256,9 +262,10 @@ def prepared(
         first = of
     if not measure:
         _check_value(first, floating, caller)
-    elif check:
-        # What is wrapped is ours by its type, and not by what it holds.
-        (check_once if first is of and not has_aux else check_functional)(function if first is of else first, point)
+    elif check and batches is None and not has_aux:
+        check_once(function, point)
+    elif check:  # what is wrapped is ours by its type alone
+        check_functional(first, point)
     return Prepared(_widened(of), _widened(floating), coordinates(floating))
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "along",
     "begun",
     "deepest",
+    "flat_geometry",
     "flat_hessian",
     "search",
     "sight",
@@ -289,8 +290,14 @@ def deepest(point: Point, max_depth: int | None) -> int:
     return max(32, _BASIS // max(trees.size(at) * trees.dtype(at).itemsize, 1))
 
 
-def _geometry(point: Point) -> krylov.FlatOperator:
-    """Fields as flat vectors; no objective is needed for that, nor compiled."""
+def flat_geometry(point: Point) -> krylov.FlatOperator:
+    """Fields at a point as flat vectors, with the identity for an operator: what needs no objective.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> flat_geometry({"a": jnp.zeros(2), "b": jnp.zeros(())}).to_field(jnp.arange(3.0))["a"].tolist()
+        [0.0, 1.0]
+    """
     mu = point if isinstance(point, Particles) else None
     return krylov.flatten(HessianOperator(lambda v: v, mu), coordinates(point))
 
@@ -304,14 +311,8 @@ def begun(point: Point, key: Array, depth: int) -> krylov.Recurrence:
         >>> begun(jnp.zeros(5), jax.random.key(0), 3).basis.shape
         (15,)
     """
-    flat = _geometry(point)
+    flat = flat_geometry(point)
     return krylov.begin(krylov.random_start(key, flat), depth, flat.support)
-
-
-@partial(jax.jit, static_argnums=2)
-def _restart(point: Point, direction: PyTree, depth: int) -> krylov.Recurrence:
-    flat = _geometry(point)
-    return krylov.begin(flat.to_flat(direction), depth, flat.support)
 
 
 @partial(jax.jit, static_argnums=(2, 7))
@@ -360,9 +361,6 @@ def search(F: Objective, point: Point, part: Part, delta: float, key: Array, bud
         key: typed random key, for the start.
         budget: a :class:`Budget`.
 
-    Returns:
-        A :class:`Curvature`.
-
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from pwgf_jax.measures import traceable
@@ -397,4 +395,5 @@ def search(F: Objective, point: Point, part: Part, delta: float, key: Array, bud
         else:
             # No room for a longer basis: go on from the best vector. It can only still find a saddle.
             restarted, done, depth = True, 0, min(cap, affordable)
-            recurrence = _restart(point, seen.direction, depth)
+            flat = flat_geometry(point)
+            recurrence = krylov.begin(flat.to_flat(seen.direction), depth, flat.support)
