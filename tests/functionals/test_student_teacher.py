@@ -9,8 +9,8 @@ import pytest
 
 from pwgf_jax import Particles, first_variation, wasserstein_gradient, wasserstein_hessian
 from pwgf_jax.contract import check_functional
-from pwgf_jax.flows.spectral import gram_function
 from pwgf_jax.functionals import small_networks, student_teacher
+from pwgf_jax.gram import gram_function
 from pwgf_jax.krylov import dense_function
 
 N, H, P, M = 5, 3, 4, 7
