@@ -5,7 +5,7 @@ functions of its Hessian in :mod:`pwgf_jax.krylov`, random fields in :mod:`pwgf_
 :mod:`pwgf_jax.kernels`, methods in :mod:`pwgf_jax.flows`, and running them in :mod:`pwgf_jax.solve`.
 """
 
-from pwgf_jax import compatibility, functionals, kernels
+from pwgf_jax import compatibility, functionals, kernels, problems, transforms
 from pwgf_jax.calculus import (
     first_variation,
     hessian_matrix,
@@ -19,23 +19,31 @@ from pwgf_jax.density import extreme_eigenpairs, spectral_density
 from pwgf_jax.flows import (
     Flow,
     Status,
+    certified_pwgf,
+    descent,
     flow,
     isotropic_pwgf,
     ksd_descent,
     langevin,
+    minibatch,
     noise_injection,
     pwgf,
     saddle_free_newton,
     sobolev_descent,
     svgd,
+    wasserstein_newton,
     wgf,
 )
 from pwgf_jax.krylov import lanczos, matrix_function, smallest_eigenpair
 from pwgf_jax.measures import Particles, inner, norm
 from pwgf_jax.perturbation import (
+    ball_noise,
+    gaussian_noise,
     hessian_guided,
     hessian_guided_field,
+    hessian_noise,
     isotropic,
+    isotropic_noise,
     smooth_isotropic,
 )
 from pwgf_jax.solve import Record, Solution, continuous_pwgf, run, sweep
@@ -51,28 +59,36 @@ __all__ = [
     "Solution",
     "Status",
     "Verdict",
+    "ball_noise",
+    "certified_pwgf",
     "certify",
     "check_functional",
     "compatibility",
     "continuous_pwgf",
+    "descent",
     "estimate_smoothness",
     "extreme_eigenpairs",
     "first_variation",
     "flow",
     "functionals",
+    "gaussian_noise",
     "hessian_guided",
     "hessian_guided_field",
     "hessian_matrix",
+    "hessian_noise",
     "inner",
     "isotropic",
+    "isotropic_noise",
     "isotropic_pwgf",
     "kernels",
     "ksd_descent",
     "lanczos",
     "langevin",
     "matrix_function",
+    "minibatch",
     "noise_injection",
     "norm",
+    "problems",
     "pwgf",
     "run",
     "saddle_free_newton",
@@ -83,8 +99,10 @@ __all__ = [
     "svgd",
     "sweep",
     "theory_parameters",
+    "transforms",
     "value_and_wasserstein_gradient",
     "wasserstein_gradient",
     "wasserstein_hessian",
+    "wasserstein_newton",
     "wgf",
 ]

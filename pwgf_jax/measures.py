@@ -26,7 +26,7 @@ Field: TypeAlias = PyTree[Float[Array, "n ..."]]
 
 
 @jax.tree_util.register_pytree_with_keys_class
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Particles:
     r"""A finite measure :math:`\mu = \sum_{i=1}^N w_i\,\delta_{x_i}`, as a pytree.
 
@@ -45,6 +45,8 @@ class Particles:
         >>> mu = Particles.uniform(jnp.zeros((4, 2)))
         >>> mu.size, mu.weights.tolist()
         (4, [0.25, 0.25, 0.25, 0.25])
+        >>> Particles.uniform(jnp.zeros((4, 2), jnp.float32))
+        Particles(points=float32[4, 2], weights=float32[4])
     """
 
     points: PyTree
@@ -110,6 +112,12 @@ class Particles:
             [[1.0, 2.0]]
         """
         return self.moved_to(jax.tree.map(operator.add, self.points, displacement))
+
+    def __repr__(self) -> str:
+        def shape(leaf: Any) -> str:
+            return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "shape") else type(leaf).__name__
+
+        return f"Particles(points={jax.tree.map(shape, self.points)}, weights={shape(self.weights)})".replace("'", "")
 
     # The constructor's checks are for people: inside transformations leaves may be anything.
     def tree_flatten_with_keys(self):

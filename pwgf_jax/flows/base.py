@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import enum
+import functools
+import inspect
 import operator
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, ParamSpec, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from pwgf_jax import trees
 from pwgf_jax.calculus import Functional, value_and_wasserstein_gradient
 from pwgf_jax.krylov import check_key
-from pwgf_jax.measures import Field, Particles, inner, norm, per_particle
-from pwgf_jax.transforms.trigger import Trigger, reached
+from pwgf_jax.measures import Field, Particles, norm, per_particle
+from pwgf_jax.perturbation import Noise
+from pwgf_jax.transforms.isometry import OfParticles
+from pwgf_jax.transforms.trigger import Trigger, any_in_batch, leap
 
-__all__ = ["Evaluation", "Flow", "FlowState", "Scheduled", "Status", "StepInfo", "StepSize", "flow", "gradient"]
+__all__ = [
+    "Direction",
+    "Evaluation",
+    "Flow",
+    "FlowState",
+    "Recipe",
+    "Status",
+    "StepInfo",
+    "StepSize",
+    "flow",
+    "gradient",
+    "minibatch",
+    "preset",
+]
 
-StepSize: TypeAlias = float | optax.Schedule | optax.GradientTransformation
+_Given = ParamSpec("_Given")
+
+StepSize: TypeAlias = float | Float[Array, ""] | optax.Schedule | optax.GradientTransformation
 """A step size: a float, an optax schedule, or any optax transformation that turns a field into an update."""
 
 
@@ -75,35 +94,8 @@ class Evaluation(NamedTuple):
     field: Field
 
 
-Direction: TypeAlias = Callable[[Array, Functional, Particles], Evaluation]
-Perturbation: TypeAlias = Callable[[Array, Functional, Particles], Field]
-
-
-class Scheduled(NamedTuple):
-    """A part of a flow (a direction, a noise, a perturbation) that changes with the step.
-
-    Args:
-        at: step, int32 -> the part at that step. The direction at step k is the one that update k descends along.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from pwgf_jax import run
-        >>> def once(step):
-        ...     def direction(key, F, mu):
-        ...         found = gradient(key, F, mu)
-        ...         return found._replace(field=jnp.where(step < 1, found.field, 0))
-        ...     return direction
-        >>> F = lambda mu: mu.weights @ jnp.sum(mu.points**2, axis=-1) / 2
-        >>> start = Particles.uniform(jnp.ones((4, 1)))
-        >>> run(flow(Scheduled(once), 0.5), F, start, jax.random.key(0), steps=3).mu.points[0].tolist()
-        [0.5]
-    """
-
-    at: Callable[[Int[Array, ""]], Callable[..., Any]]
-
-
-def _at(part: Any, step: Array) -> Any:
-    return part.at(step) if isinstance(part, Scheduled) else part
+Direction: TypeAlias = Callable[..., Evaluation]
+"""(key, F, mu, step) -> :class:`Evaluation`. The direction at step k is the one that update k descends along."""
 
 
 class FlowState(NamedTuple):
@@ -159,30 +151,114 @@ class StepInfo(NamedTuple):
     status: Int[Array, ""]
 
 
+class Recipe(NamedTuple):
+    """A call of a named method: what is compiled of it, and the numbers that may change without compiling again.
+
+    Args:
+        make: the method.
+        rest: its other arguments, by name.
+        numbers: its floating-point arguments, by name; None where they are given later.
+
+    Example:
+        >>> from pwgf_jax.flows import wgf
+        >>> wgf(0.1).recipe
+        wgf(step_size=0.1)
+    """
+
+    make: Callable[..., Flow]
+    rest: tuple[tuple[str, Any], ...]
+    numbers: tuple[tuple[str, float], ...] | None
+
+    def __call__(self, numbers: dict[str, Any]) -> Flow:
+        """The method made of these numbers, which may be traced."""
+        return inspect.unwrap(self.make)(**dict(self.rest), **numbers)
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in (*(self.numbers or ()), *self.rest))
+        return f"{self.make.__name__}({given})"
+
+
+class _Itself(NamedTuple):
+    flow: Flow
+
+    def __call__(self, numbers: dict[str, Any]) -> Flow:
+        del numbers
+        return self.flow
+
+
+def preset(make: Callable[_Given, Flow]) -> Callable[_Given, Flow]:
+    """Mark a constructor of flows: runs of what it makes that differ in numbers alone share one compiled program.
+
+    A number is an argument given as a float; all others have to be hashable for that, and are compiled in.
+
+    Args:
+        make: arguments -> :class:`Flow`; it takes traced scalars where it takes floats.
+
+    Returns:
+        The constructor.
+
+    Example:
+        >>> @preset
+        ... def half_speed(step_size):
+        ...     return flow(gradient, step_size / 2)
+        >>> half_speed(0.1).parted()[0] == half_speed(0.2).parted()[0]
+        True
+    """
+
+    @functools.wraps(make)
+    def constructed(*args: _Given.args, **kwargs: _Given.kwargs) -> Flow:
+        made = make(*args, **kwargs)
+        given = inspect.signature(make).bind(*args, **kwargs).arguments
+        numbers = tuple((name, value) for name, value in given.items() if isinstance(value, float))
+        rest = tuple((name, value) for name, value in given.items() if not isinstance(value, float))
+        try:
+            hash(rest)
+        except TypeError:
+            return made
+        return made._replace(recipe=Recipe(constructed, rest, numbers))
+
+    return constructed
+
+
 class Flow(NamedTuple):
     """A method, as two pure functions.
 
     Args:
         init: (key, F, mu) -> state.
         step: (key, F, state) -> (state, info); the identity once the status is final.
+        recipe: how a :func:`preset` makes it of its numbers, None of a flow composed by hand.
 
     Example:
         >>> from pwgf_jax.flows import wgf
         >>> wgf(0.1)._fields
-        ('init', 'step')
+        ('init', 'step', 'recipe')
     """
 
     init: Callable[[Array, Functional, Particles], FlowState]
     step: Callable[[Array, Functional, FlowState], tuple[FlowState, StepInfo]]
+    recipe: Recipe | None = None
+
+    def __repr__(self) -> str:
+        return "Flow(init, step)" if self.recipe is None else repr(self.recipe)
+
+    def parted(self) -> tuple[Callable[[dict[str, Any]], Flow], dict[str, float]]:
+        """Something hashable that makes the flow of its numbers, and the numbers: what is compiled, and its arguments.
+
+        Flows of one preset that differ in their numbers alone have the first in common.
+        """
+        if self.recipe is None:
+            return _Itself(self), {}
+        return self.recipe._replace(numbers=None), dict(self.recipe.numbers or ())
 
 
-def gradient(key: Array, F: Functional, mu: Particles) -> Evaluation:
+def gradient(key: Array, F: Functional, mu: Particles, step: Any = 0) -> Evaluation:
     """The direction of the Wasserstein gradient flow: the gradient itself.
 
     Args:
         key: not used; directions that draw noise do.
         F: the functional.
         mu: the measure.
+        step: of the run, not used; directions that change with it do.
 
     Returns:
         An :class:`Evaluation`.
@@ -193,25 +269,9 @@ def gradient(key: Array, F: Functional, mu: Particles) -> Evaluation:
         >>> gradient(jax.random.key(0), F, Particles.uniform(jnp.ones((4, 1)))).field[0].tolist()
         [2.0]
     """
-    del key
+    del key, step
     value, field = value_and_wasserstein_gradient(F, mu)
     return Evaluation(value, norm(mu, field), field)
-
-
-@jax.custom_batching.custom_vmap
-def any_in_batch(predicate: Array) -> Array:
-    """The predicate itself; under ``vmap``, whether it holds anywhere in the batch, unbatched.
-
-    A ``lax.cond`` on a batched predicate becomes a select that runs both branches for everybody; on this it stays
-    a branch, taken only when somebody needs it.
-    """
-    return predicate
-
-
-@any_in_batch.def_vmap
-def _(axis_size: int, in_batched: list[bool], predicate: Array) -> tuple[Array, bool]:
-    del axis_size, in_batched
-    return any_in_batch(jnp.any(predicate)), False
 
 
 def _choose(condition: Array, yes: Any, no: Any) -> Any:
@@ -223,6 +283,8 @@ def _optimizer(step_size: StepSize) -> optax.GradientTransformationExtraArgs:
         return optax.with_extra_args_support(step_size)
     if callable(step_size):
         return optax.with_extra_args_support(optax.sgd(_checked_schedule(step_size)))
+    if isinstance(step_size, jax.Array) and step_size.ndim == 0:
+        return optax.with_extra_args_support(optax.sgd(step_size))
     if not isinstance(step_size, int | float) or isinstance(step_size, bool):
         raise TypeError(
             f"step_size is a {type(step_size).__name__}; give a float, an optax schedule or an optax transformation."
@@ -248,53 +310,34 @@ def _checked_schedule(step_size: Any) -> optax.Schedule:
     return step_size
 
 
-def schedule(name: str, value: float | optax.Schedule) -> Callable[[Any], Array]:
-    """A number or an optax schedule as a function of the step; a number has to be non-negative."""
-    if not callable(value):
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise TypeError(f"{name} is a {type(value).__name__}; give a float or an optax schedule.")
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name}={value}; give a non-negative number.")
-        value = optax.constant_schedule(float(value))
-
-    def at(step: Any) -> Array:
-        with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix dtypes
-            return jnp.asarray(value(step))
-
-    return at
-
-
 def flow(
-    direction: Direction | Scheduled,
+    direction: Direction,
     optimizer: StepSize,
-    perturbation: Perturbation | Scheduled | None = None,
+    perturbation: Noise | None = None,
     trigger: Trigger | None = None,
     *,
-    noise: Perturbation | Scheduled | None = None,
-    batch_size: int | None = None,
+    noise: Noise | None = None,
 ) -> Flow:
     r"""Compose a method: :math:`\mu_{k+1}=(\mathrm{Id}+u_k)_\sharp\mu_k`, u_k the optimizer's update for the direction.
 
     With a trigger, a step at which it fires first moves the measure by the perturbation and takes the gradient step
     from there; a window that ends without enough decrease, k_thres + 1 gradient steps after its jump, ends the run and
     returns the measure from before. The objective and the direction are evaluated once per step, and once more in a
-    step that jumps. The direction, the perturbation and the noise may each be :class:`Scheduled`.
+    step that jumps. An optimizer that looks for saddles itself, as those of :mod:`pwgf_jax.transforms` do, sees the
+    particles in the coordinates in which L²(μ) is Euclidean, ends the run where it says ``stopped`` and marks the steps
+    where it says ``perturbed``.
 
     Args:
-        direction: (key, F, mu) -> :class:`Evaluation`; :func:`gradient` for a Wasserstein gradient flow.
+        direction: (key, F, mu, step) -> :class:`Evaluation`; :func:`gradient` for a Wasserstein gradient flow.
         optimizer: step size, schedule or optax transformation. It sees the field at the Wasserstein scale
             (N·∂F), and as extra arguments ``value``, ``grad`` (the Euclidean gradient) and ``value_fn``.
-        perturbation: (key, F, mu) -> displacement field. None with a trigger that examines takes the escape
-            direction that it finds.
-        trigger: when to jump, see :func:`pwgf_jax.transforms.gradient_trigger` and ``certificate_trigger``. Where an
-            examination is certain of a saddle, a perturbation that has nothing along the direction found gets it added.
-        noise: (key, F, mu) -> displacement field, drawn afresh in every step at the measure that the update leaves from
-            and added to the update, so that the optimizer neither sees nor scales it; see
-            :func:`pwgf_jax.flows.gaussian_noise`.
-        batch_size: evaluate on a fresh ``F.batch(key, batch_size)`` each time, so that one batch serves a gradient and
-            the Hessian products that go with it: those of φ(H)∇F, and of the noise of a jump with the gradient after
-            it. Values and gradient norms are then the batch's; give the trigger a ``decay``, so that it compares
-            averages of them and not two single batches.
+        perturbation: (key, F, mu, step) -> displacement field, such as :func:`pwgf_jax.perturbation.hessian_noise`.
+            None with a trigger that examines takes the escape direction that it finds.
+        trigger: when to jump, see :func:`pwgf_jax.transforms.gradient_trigger` and ``certificate_trigger``, and
+            :func:`pwgf_jax.transforms.leap` for what it then does.
+        noise: (key, F, mu, step) -> displacement field, drawn afresh in every step at the measure that the update
+            leaves from and added to the update, so that the optimizer neither sees nor scales it; see
+            :func:`pwgf_jax.perturbation.gaussian_noise`.
 
     Returns:
         A :class:`Flow`.
@@ -320,31 +363,16 @@ def flow(
     if perturbation is None and trigger is not None and trigger.examine is None:
         raise ValueError("flow: this trigger finds no direction to jump along; give a perturbation as well.")
     transform = _optimizer(optimizer)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"flow: batch_size={batch_size}; give a positive number of data points, or None for all.")
-
-    def sampled(key: Array, F: Any) -> tuple[Array, Functional]:
-        if batch_size is None:
-            return key, F
-        if not hasattr(F, "batch"):
-            raise TypeError(
-                f"flow: batch_size={batch_size} but the functional has no batch(key, size) method; add one."
-            )
-        key, batch_key = jax.random.split(key)
-        return key, F.batch(batch_key, batch_size)
 
     def init(key: Array, F: Functional, mu: Particles) -> FlowState:
         check_key(key, "Flow.init")
-        evaluation = _at(direction, jnp.zeros((), jnp.int32))(*sampled(key, F), mu)
-        window = None if trigger is None else trigger.init((mu, evaluation), evaluation.value)
-        return FlowState(
-            mu,
-            evaluation,
-            transform.init(mu.points),
-            None if trigger is None else _observed(trigger, window, evaluation),
-            jnp.zeros((), jnp.int32),
-            _finite_status(evaluation, jnp.asarray(Status.running, jnp.int32)),
-        )
+        zero = jnp.zeros((), jnp.int32)
+        evaluation = direction(key, F, mu, zero)
+        window = None
+        if trigger is not None:
+            window = _observed(trigger, trigger.init((mu, evaluation), evaluation.value), evaluation)
+        status = _finite_status(evaluation, jnp.asarray(Status.running, jnp.int32))
+        return FlowState(mu, evaluation, transform.init(mu.points), window, zero, status)
 
     def step(key: Array, F: Functional, state: FlowState) -> tuple[FlowState, StepInfo]:
         check_key(key, "Flow.step")
@@ -352,17 +380,63 @@ def flow(
         active, jumps, moved = state.status == Status.running, jnp.zeros((), bool), state
         if trigger is not None:
             fires = active & trigger.should_perturb(state.window, state.step, state.window.gradient_norm)
-            at_jump = _at(direction, state.step), _at(perturbation, state.step)
-            moved, jumps = _jump(fires, *sampled(jump_key, F), state, *at_jump, trigger)
-        after = _descend(
-            *sampled(next_key, F), moved, _at(direction, state.step + 1), transform, _at(noise, state.step)
-        )
+            moved, jumps = _jump(fires, jump_key, F, state, direction, perturbation, trigger)
+        after = _descend(next_key, F, moved, direction, transform, noise)
         # A measure that is not finite is never entered: the one before it is kept.
         after = _choose(after.status == Status.not_finite, state._replace(status=after.status), after)
         if trigger is not None:
             after = _judge(state.step, after, trigger)
+        after, told = _told(after)
         after = _choose(moved.status == Status.running, after, moved)
+        jumps = jumps | (active & told)
         return after, StepInfo(after.evaluation.value, after.evaluation.gradient_norm, jumps, after.status)
+
+    return Flow(init, step)
+
+
+def minibatch(method: Flow, size: int) -> Flow:
+    """A flow whose every step sees a fresh ``F.batch(key, size)`` in the place of F.
+
+    One batch serves a step: the noise of a jump and the gradient after it, and the direction, with its Hessian
+    products, at the measure that the step leads to. Values and gradient norms are then the batch's; give a trigger a
+    ``decay``, so that it compares averages of them and not two single batches.
+
+    Args:
+        method: any flow.
+        size: data points of a batch.
+
+    Returns:
+        A :class:`Flow` of functionals that have a method ``batch(key, size)``.
+
+    Raises:
+        ValueError: if the size is no positive whole number.
+        TypeError: where it starts, if the functional has no batches.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from pwgf_jax import run
+        >>> from pwgf_jax.functionals import mean_field_regression
+        >>> F = mean_field_regression(jnp.ones((8, 3)), jnp.ones((8, 1)))
+        >>> method = minibatch(flow(gradient, 0.1), 2)
+        >>> solution = run(method, F, Particles.uniform(jnp.ones((4, 4))), jax.random.key(0), steps=500)
+        >>> round(float(solution.value), 3)
+        0.0
+    """
+    trees.whole("minibatch: size", size)
+
+    def sampled(key: Array, F: Any) -> tuple[Array, Functional]:
+        if not hasattr(F, "batch"):
+            raise TypeError(f"minibatch: size={size} but the functional has no batch(key, size) method; add one.")
+        key, batch_key = jax.random.split(key)
+        return key, F.batch(batch_key, size)
+
+    def init(key: Array, F: Functional, mu: Particles) -> FlowState:
+        check_key(key, "Flow.init")
+        return method.init(*sampled(key, F), mu)
+
+    def step(key: Array, F: Functional, state: FlowState) -> tuple[FlowState, StepInfo]:
+        check_key(key, "Flow.step")
+        return method.step(*sampled(key, F), state)
 
     return Flow(init, step)
 
@@ -373,26 +447,19 @@ def _jump(
     F: Functional,
     state: FlowState,
     direction: Direction,
-    perturbation: Perturbation | None,
+    perturbation: Noise | None,
     trigger: Trigger,
 ) -> tuple[FlowState, Array]:
     """Where the trigger fires: examine, perturb the measure and open a window. Returns who has jumped."""
 
     def look(before: FlowState) -> tuple[FlowState, Array]:
-        examine_key, noise_key, direction_key = jax.random.split(key, 3)
-        jumps, held = fires, before.window.value
-        displacement = None if perturbation is None else perturbation(noise_key, F, before.mu)
-        if trigger.examine is not None:
-            seen = trigger.examine(examine_key, F, before.mu)
-            jumps = fires & ~seen.optimal
-            held = jnp.where(seen.saddle, jnp.inf, held)  # a jump from a certain saddle is never held against the run
-            along = partial(inner, before.mu)
-            displacement = seen.escape if displacement is None else reached(displacement, seen, along)
-            certified = jnp.asarray(Status.certified, jnp.int32)
-            before = before._replace(status=jnp.where(fires & seen.optimal, certified, before.status))
-        mu = before.mu.push_forward(displacement)
-        window = trigger.jump(before.window, before.step, (before.mu, before.evaluation), held)
-        after = before._replace(mu=mu, evaluation=direction(direction_key, F, mu), window=window)
+        made = leap(key, F, before.mu, trigger, perturbation, before.window, before.step)
+        jumps, certified = fires & made.jumps, jnp.asarray(Status.certified, jnp.int32)
+        before = before._replace(status=jnp.where(fires & made.certified, certified, before.status))
+        mu = before.mu.push_forward(made.displacement)
+        window = trigger.jump(before.window, before.step, (before.mu, before.evaluation), made.held)
+        evaluation = direction(jax.random.fold_in(key, 2), F, mu, before.step)
+        after = before._replace(mu=mu, evaluation=evaluation, window=window)
         return _choose(jumps, after, before), jumps
 
     return jax.lax.cond(any_in_batch(fires), look, lambda before: (before, jnp.zeros_like(fires)), state)
@@ -404,7 +471,7 @@ def _descend(
     state: FlowState,
     direction: Direction,
     transform: optax.GradientTransformationExtraArgs,
-    noise: Perturbation | None,
+    noise: Noise | None,
 ) -> FlowState:
     """One step of the optimizer along the direction, the noise, and the evaluation where they lead."""
     mu, evaluation = state.mu, state.evaluation
@@ -416,15 +483,15 @@ def _descend(
             mu.points,
             value=evaluation.value,
             grad=jax.tree.map(lambda u: per_particle(mu.weights, u).astype(u.dtype) * u, evaluation.field),
-            value_fn=lambda points: F(mu.moved_to(points)),
+            value_fn=OfParticles(lambda points: F(mu.moved_to(points)), mu.weights),
         )
     # An optimizer that widens its state may not change the carry's dtypes.
     optimizer = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), optimizer, state.optimizer)
     if noise is not None:
         key, noise_key = jax.random.split(key)
-        updates = jax.tree.map(operator.add, updates, noise(noise_key, F, mu))
+        updates = jax.tree.map(operator.add, updates, noise(noise_key, F, mu, state.step))
     mu = mu.moved_to(optax.apply_updates(mu.points, updates))
-    evaluation = direction(key, F, mu)
+    evaluation = direction(key, F, mu, state.step + 1)
     status = _finite_status(evaluation, state.status)
     return state._replace(mu=mu, evaluation=evaluation, optimizer=optimizer, step=state.step + 1, status=status)
 
@@ -437,6 +504,18 @@ def _judge(step: Array, state: FlowState, trigger: Trigger) -> FlowState:
     mu, evaluation = window.saved
     status = jnp.asarray(Status.no_decrease, jnp.int32)
     return _choose(stops, state._replace(mu=mu, evaluation=evaluation, status=status), state)
+
+
+def _told(state: FlowState) -> tuple[FlowState, Array]:
+    """The status that an optimizer which looks for saddles asks for, and whether it has jumped."""
+
+    def flag(name: str) -> Array:
+        found = [jnp.any(jnp.asarray(each)) for _, each in optax.tree.get_all_with_path(state.optimizer, name)]
+        return jnp.any(jnp.stack(found)) if found else jnp.zeros((), bool)
+
+    ended = jnp.where(flag("certified"), Status.certified, Status.no_decrease).astype(jnp.int32)
+    stops = (state.status == Status.running) & flag("stopped")
+    return state._replace(status=jnp.where(stops, ended, state.status)), flag("perturbed")
 
 
 def _observed(trigger: Trigger, window: Any, evaluation: Evaluation) -> Any:

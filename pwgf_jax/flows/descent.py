@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
 from pwgf_jax.calculus import Functional
-from pwgf_jax.flows.base import Flow, FlowState, Status, StepInfo, flow, gradient
+from pwgf_jax.flows.base import Flow, FlowState, StepInfo, flow, gradient
 from pwgf_jax.measures import Particles
 
 __all__ = ["Seeded", "descent"]
@@ -35,12 +34,6 @@ class Seeded(NamedTuple):
 
     key: Array
     state: PyTree
-
-
-def _any(state: PyTree, name: str) -> Array:
-    """Whether a flag of this name is up anywhere in an optax state."""
-    found = [jnp.any(jnp.asarray(flag)) for _, flag in optax.tree.get_all_with_path(state, name)]
-    return jnp.any(jnp.stack(found)) if found else jnp.zeros((), bool)
 
 
 def descent(make: Callable[[Array], optax.GradientTransformation], **extra_args: Any) -> Flow:
@@ -113,12 +106,7 @@ def descent(make: Callable[[Array], optax.GradientTransformation], **extra_args:
         seed, inner = state.optimizer
         before = state._replace(optimizer=inner)
         after, info = flow(gradient, optimizer(seed)).step(key, F, before)
-        running = (state.status == Status.running) & (after.status == Status.running)
-        ended = jnp.where(_any(after.optimizer, "certified"), Status.certified, Status.no_decrease).astype(jnp.int32)
-        status = jnp.where(running & _any(after.optimizer, "stopped"), ended, after.status)
-        perturbed = running & _any(after.optimizer, "perturbed")
-        after = after._replace(status=status, optimizer=Seeded(seed, after.optimizer))
-        return after, info._replace(perturbed=perturbed, status=status)
+        return after._replace(optimizer=Seeded(seed, after.optimizer)), info
 
     return Flow(init, step)
 

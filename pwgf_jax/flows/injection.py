@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from pwgf_jax import trees
 from pwgf_jax.calculus import Functional, value_and_wasserstein_gradient, wasserstein_gradient
-from pwgf_jax.flows.base import Direction, Evaluation, Flow, Scheduled, StepSize, flow, schedule
+from pwgf_jax.flows.base import Direction, Evaluation, Flow, StepSize, flow, preset
 from pwgf_jax.measures import Field, Particles, norm, norm_squared, per_particle
 from pwgf_jax.perturbation import isotropic
 
@@ -126,7 +127,7 @@ def adaptive_level(largest: float, *, smoothness: float | None = None, trials: i
     return AdaptiveLevel(largest, smoothness, trials)
 
 
-def injected(level: float | optax.Schedule | AdaptiveLevel, velocity: Velocity | None = None) -> Scheduled:
+def injected(level: float | optax.Schedule | AdaptiveLevel, velocity: Velocity | None = None) -> Direction:
     r"""The direction :math:`\nabla_\mu F(\mu,x+\beta_ku)`, u ~ N(0, I) for every particle and step.
 
     Only the point of evaluation is noisy; the measure in the gradient, the value and the gradient norm are those of the
@@ -138,7 +139,7 @@ def injected(level: float | optax.Schedule | AdaptiveLevel, velocity: Velocity |
             such as ``lambda F, mu: spectral_velocity(F, mu, phi)``.
 
     Returns:
-        A scheduled direction for :func:`pwgf_jax.flow`.
+        A direction for :func:`pwgf_jax.flow`.
 
     Raises:
         ValueError: if the level is a negative number, or adaptive with a velocity.
@@ -148,7 +149,7 @@ def injected(level: float | optax.Schedule | AdaptiveLevel, velocity: Velocity |
         >>> import jax, jax.numpy as jnp
         >>> F = lambda mu: 0.5 * jnp.sum((mu.weights @ mu.points) ** 2)  # the same gradient everywhere
         >>> mu = Particles.uniform(jnp.array([[1.0], [3.0]]))
-        >>> injected(5.0).at(jnp.int32(0))(jax.random.key(0), F, mu).field.tolist()
+        >>> injected(5.0)(jax.random.key(0), F, mu).field.tolist()
         [[2.0], [2.0]]
 
     References:
@@ -159,21 +160,10 @@ def injected(level: float | optax.Schedule | AdaptiveLevel, velocity: Velocity |
             raise ValueError(
                 "injected: an adaptive level speaks of the gradient; with a velocity give a number or a schedule."
             )
-        return Scheduled(lambda step: _direction(level.choose, None))
-    at = schedule("noise injection: level", level)
+    else:
+        at = trees.schedule("noise injection: level", level)
 
-    def scheduled(step: Array) -> Direction:
-        def choose(noisy: Callable[[Array], Field], mu: Particles, *_: PyTree) -> tuple[Array, Field]:
-            beta = at(step).astype(mu.weights.dtype)
-            return beta, noisy(beta)
-
-        return _direction(choose, velocity)
-
-    return Scheduled(scheduled)
-
-
-def _direction(choose: Callable[..., tuple[Array, Field]], velocity: Velocity | None) -> Direction:
-    def direction(key: Array, F: Functional, mu: Particles) -> Evaluation:
+    def direction(key: Array, F: Functional, mu: Particles, step: Any = 0) -> Evaluation:
         value, gradient = value_and_wasserstein_gradient(F, mu)
         moves = None if velocity is None else velocity(F, mu)
 
@@ -183,14 +173,17 @@ def _direction(choose: Callable[..., tuple[Array, Field]], velocity: Velocity | 
             # Fields are zero on particles of weight zero, which a query point cannot know.
             return jax.tree.map(lambda leaf: jnp.where(per_particle(mu.weights != 0, leaf), leaf, 0), field)
 
-        return Evaluation(value, norm(mu, gradient), choose(noisy, mu, value, gradient)[1])
+        if isinstance(level, AdaptiveLevel):
+            field = level.choose(noisy, mu, value, gradient)[1]
+        else:
+            field = noisy(at(step).astype(mu.weights.dtype))
+        return Evaluation(value, norm(mu, gradient), field)
 
     return direction
 
 
-def noise_injection(
-    step_size: StepSize, level: float | optax.Schedule | AdaptiveLevel, *, batch_size: int | None = None
-) -> Flow:
+@preset
+def noise_injection(step_size: StepSize, level: float | optax.Schedule | AdaptiveLevel) -> Flow:
     r"""Gradient flow with noise injection: :math:`x_i\leftarrow x_i-\gamma\,\nabla_\mu F(\mu,x_i+\beta_ku_i)`.
 
     The noise leaves the particles where they are, and lets them feel the gradient around them:
@@ -200,7 +193,6 @@ def noise_injection(
         step_size: γ, a schedule, or an optax transformation.
         level: β [units of the points]: a number, a schedule of the step (see the module's opening lines), or
             :func:`adaptive_level`.
-        batch_size: data points per evaluation, as in :func:`pwgf_jax.flow`; all of them if None.
 
     Returns:
         A :class:`pwgf_jax.Flow`. Two gradients a step: the clean one gives value and norm.
@@ -221,4 +213,4 @@ def noise_injection(
     References:
         Arbel, Korba, Salim, Gretton, arXiv:1906.04370, Sec. 4.
     """
-    return flow(injected(level), step_size, batch_size=batch_size)
+    return flow(injected(level), step_size)

@@ -9,18 +9,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from pwgf_jax.flows.base import Flow, StepSize, flow, gradient, schedule
-from pwgf_jax.flows.noise import gaussian_noise
+from pwgf_jax import trees
+from pwgf_jax.flows.base import Flow, StepSize, flow, gradient, preset
+from pwgf_jax.perturbation import gaussian_noise
 
 __all__ = ["langevin"]
 
 
+@preset
 def langevin(
     step_size: StepSize,
     *,
     temperature: float | optax.Schedule | None = None,
     noise_level: float | optax.Schedule | None = None,
-    batch_size: int | None = None,
 ) -> Flow:
     r"""Langevin dynamics of a measure, :math:`x_i\leftarrow x_i-\eta\,\nabla_\mu F(\mu,x_i)+\sigma_ku_i`, u ~ N(0, I).
 
@@ -35,7 +36,6 @@ def langevin(
         step_size: η, a number or a schedule; with a noise level also an optax transformation.
         temperature: τ, a number or a schedule of the step [units of F].
         noise_level: β, a number or a schedule of the step [units of the points].
-        batch_size: data points per evaluation, as in :func:`pwgf_jax.flow`; all of them if None.
 
     Returns:
         A :class:`pwgf_jax.Flow`.
@@ -63,7 +63,7 @@ def langevin(
         noise = gaussian_noise(noise_level)
     else:
         raise ValueError("langevin: give exactly one of temperature and noise_level.")
-    return flow(gradient, step_size, noise=noise, batch_size=batch_size)
+    return flow(gradient, step_size, noise=noise)
 
 
 def _thermal(step_size: StepSize, temperature: float | optax.Schedule) -> Callable[[Any], Array]:
@@ -72,6 +72,6 @@ def _thermal(step_size: StepSize, temperature: float | optax.Schedule) -> Callab
             "langevin: an optax transformation has no single step size to scale thermal noise by; give step_size as "
             "a float or a schedule, or the noise as noise_level."
         )
-    eta = schedule("langevin: step_size", step_size)
-    tau = schedule("langevin: temperature", temperature)
+    eta = trees.schedule("langevin: step_size", step_size)
+    tau = trees.schedule("langevin: temperature", temperature)
     return lambda step: jnp.sqrt(2 * eta(step) * tau(step))

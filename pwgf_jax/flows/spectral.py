@@ -5,8 +5,8 @@ method                                 φ(t)                        Hessian
 =====================================  ==========================  ====================
 Wasserstein gradient flow              1
 Sobolev descent                        1/(t + λ)                   integral
-saddle-free Newton, damping inside     (t² + β)^(-1/2)             integral or full
-saddle-free Newton, damping outside    1/(abs(t) + β)              integral or full
+saddle-free Newton, β inside           (t² + β)^(-1/2)             integral or full
+saddle-free Newton, damping λ          1/(abs(t) + λ)              integral or full
 Newton, for comparison                 t/(t² + β)                  integral or full
 =====================================  ==========================  ====================
 """
@@ -14,12 +14,13 @@ Newton, for comparison                 t/(t² + β)                  integral or
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import reduce
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from pwgf_jax.calculus import (
@@ -30,11 +31,11 @@ from pwgf_jax.calculus import (
     wasserstein_gradient,
     wasserstein_hessian,
 )
-from pwgf_jax.flows.base import Direction, Evaluation, Flow, StepSize, flow
-from pwgf_jax.flows.noise import hessian_noise
+from pwgf_jax.flows.base import Direction, Evaluation, Flow, StepSize, flow, preset
 from pwgf_jax.krylov import dense_function, eigh, matrix_function
 from pwgf_jax.measures import Field, Particles, norm, per_particle
-from pwgf_jax.transforms import absolute_inverse, gradient_trigger
+from pwgf_jax.perturbation import Noise
+from pwgf_jax.transforms import Trigger, absolute_inverse
 
 __all__ = [
     "LevenbergMarquardt",
@@ -77,7 +78,7 @@ class LevenbergMarquardt(NamedTuple):
         return self.damping(gradient_norm) ** 2
 
 
-Damping: TypeAlias = float | LevenbergMarquardt | Callable[[Array], Array]
+Damping: TypeAlias = float | Array | LevenbergMarquardt | Callable[[Array], Array]
 """β or λ: a positive number, a function of the gradient norm in the units asked for, or a rule that knows both."""
 
 
@@ -118,7 +119,7 @@ def _damping(name: str, value: Damping, form: Literal["beta", "damping"]) -> Cal
     if callable(value):
         # Zero is infinite on the null space, where a gradient of zero has nothing to be multiplied with.
         return lambda gradient_norm: jnp.maximum(value(gradient_norm), jnp.finfo(gradient_norm.dtype).tiny)
-    if not 0 < value < float("inf"):
+    if not isinstance(value, Tracer) and not 0 < value < float("inf"):
         raise ValueError(f"{name}={value}; give a positive number, or a function of the gradient norm.")
     return lambda gradient_norm: jnp.full_like(gradient_norm, value)
 
@@ -170,7 +171,12 @@ def gram_function(F: Any, mu: Particles, fn: Callable[[Array], Array]) -> Field:
 
 
 def spectral(
-    phi: Phi, *, part: Part = "integral", depth: int = 32, solver: Solver = "lanczos", max_rms: float | None = None
+    phi: Phi,
+    *,
+    part: Part = "integral",
+    depth: int = 32,
+    solver: Solver = "lanczos",
+    max_rms: float | Array | None = None,
 ) -> Direction:
     r"""The direction :math:`\phi(A)\,\nabla_\mu F` with A the integral or the full Hessian.
 
@@ -202,11 +208,11 @@ def spectral(
         raise ValueError(f'part={part!r}; choose "integral" or "full".')
     if solver == "gram" and part != "integral":
         raise ValueError('solver="gram" knows the integral Hessian only; choose part="integral" or solver="lanczos".')
-    if max_rms is not None and not max_rms > 0:
+    if max_rms is not None and not isinstance(max_rms, Tracer) and not max_rms > 0:
         raise ValueError(f"max_rms={max_rms}; give a positive length, or None.")
 
-    def direction(key: Array, F: Functional, mu: Particles) -> Evaluation:
-        del key
+    def direction(key: Array, F: Functional, mu: Particles, step: Any = 0) -> Evaluation:
+        del key, step
         value, gradient = value_and_wasserstein_gradient(F, mu)
         gradient_norm = norm(mu, gradient)
 
@@ -278,19 +284,22 @@ def spectral_velocity(
     return velocity
 
 
+@preset
 def saddle_free_newton(
     step_size: StepSize,
     *,
-    beta: Damping,
+    beta: Damping | None = None,
+    damping: Damping | None = None,
     part: Part = "full",
-    damping: Literal["inside", "outside"] = "inside",
     depth: int = 32,
     solver: Solver = "lanczos",
     max_rms: float | None = None,
-    perturbation: Mapping[str, Any] | None = None,
-    batch_size: int | None = None,
+    perturbation: Noise | None = None,
+    trigger: Trigger | None = None,
 ) -> Flow:
     r"""Wasserstein saddle-free Newton (WSFN): :math:`x\leftarrow x-\eta\,(A^2+\beta)^{-1/2}\nabla_\mu F`.
+
+    With a ``damping`` λ in the place of β it is :math:`(|A|+\lambda)^{-1}`.
 
     A reconstruction: of the paper only the abstract was to be had, see the references.
 
@@ -302,21 +311,19 @@ def saddle_free_newton(
         step_size: η, between 0.1 and 1 as a rule; a schedule, or an optax transformation.
         beta: β [units of F per length², squared]; √β between 1 % and 10 % of ‖A‖ is a good start. A function of
             the gradient norm is a damping rule, see :func:`levenberg_marquardt`.
+        damping: λ [units of F per length²], likewise. Exactly one of the two is given.
         part: which Hessian A is; for functionals convex under mixtures the integral one has no negative part.
-        damping: ``"inside"`` as above, ``"outside"``: :math:`(|A|+\beta)^{-1}`,
-            where β has the units of F per length².
         depth: Krylov dimension of ``"lanczos"``, a few times ‖A‖/√β: so many fields of memory, products per step.
         solver: as in :func:`spectral`.
         max_rms: as in :func:`spectral`, a trust region for the displacement divided by η.
-        perturbation: arguments eps, eta_p, k_thres, f_thres (and sampler) of :func:`pwgf_jax.pwgf`, to jump with
-            Hessian-guided noise where the gradient is small.
-        batch_size: data points per evaluation, as in :func:`pwgf_jax.flow`; all of them if None.
+        perturbation: as in :func:`pwgf_jax.flow`, to leave exact saddles by.
+        trigger: likewise.
 
     Returns:
         A :class:`pwgf_jax.Flow`.
 
     Raises:
-        ValueError: if a number is out of range or a name unknown.
+        ValueError: if a number is out of range, a name unknown, or not exactly one of β and λ given.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -330,36 +337,28 @@ def saddle_free_newton(
         -0.25
 
     References:
-        Lascu, Suzuki, arXiv:2605.17963, reconstructed after its abstract (the place of the damping, the solver and
-        the use of noise are ours); Dauphin et al., NeurIPS 2014, for damping outside.
+        Lascu, Suzuki, arXiv:2605.17963, reconstructed after its abstract (the place of β, the solver and the use of
+        noise are ours); Dauphin et al., NeurIPS 2014, for the damping λ.
     """
-    if damping not in ("inside", "outside"):
-        raise ValueError(f'saddle_free_newton: damping={damping!r}; choose "inside" or "outside".')
-    rule = _damping("saddle_free_newton: beta", beta, "beta" if damping == "inside" else "damping")
-
-    def phi(t: Array, gradient_norm: Array) -> Array:
-        return absolute_inverse(rule(gradient_norm), damping)(t)
-
+    if (beta is None) == (damping is None):
+        raise ValueError(f"saddle_free_newton: beta={beta}, damping={damping}; give one: beta, or the damping of |H|.")
+    if beta is not None:
+        squared = _damping("saddle_free_newton: beta", beta, "beta")
+        phi: Phi = lambda t, gradient_norm: absolute_inverse(beta=squared(gradient_norm))(t)  # noqa: E731
+    else:
+        added = _damping("saddle_free_newton: damping", damping, "damping")
+        phi = lambda t, gradient_norm: absolute_inverse(damping=added(gradient_norm))(t)  # noqa: E731
     direction = spectral(phi, part=part, depth=depth, solver=solver, max_rms=max_rms)
-    if perturbation is None:
-        return flow(direction, step_size, batch_size=batch_size)
-    allowed = {"eps", "eta_p", "k_thres", "f_thres", "sampler"}
-    if missing := {"eps", "eta_p", "k_thres", "f_thres"} - set(perturbation):
-        raise ValueError(f"saddle_free_newton: perturbation lacks {', '.join(sorted(missing))}.")
-    if unknown := set(perturbation) - allowed:
-        raise ValueError(f"saddle_free_newton: perturbation has no {', '.join(sorted(unknown))}; it has {allowed}.")
-    arguments = dict(perturbation)
-    noise = hessian_noise(arguments.pop("eta_p"), arguments.pop("sampler", "direct"))
-    return flow(direction, step_size, noise, gradient_trigger(**arguments), batch_size=batch_size)
+    return flow(direction, step_size, perturbation, trigger)
 
 
+@preset
 def sobolev_descent(
     step_size: StepSize,
     *,
     damping: Damping,
     depth: int = 32,
     solver: Solver = "lanczos",
-    batch_size: int | None = None,
 ) -> Flow:
     r"""Sobolev descent, :math:`x\leftarrow x-\eta\,(H_\mu+\lambda)^{-1}\nabla_\mu F`, with the integral Hessian.
 
@@ -371,7 +370,6 @@ def sobolev_descent(
         damping: λ, a number or a function of the gradient norm.
         depth: Krylov dimension of ``"lanczos"``.
         solver: as in :func:`spectral`.
-        batch_size: data points per evaluation, as in :func:`pwgf_jax.flow`; all of them if None.
 
     Returns:
         A :class:`pwgf_jax.Flow`.
@@ -392,9 +390,10 @@ def sobolev_descent(
     """
     rule = _damping("sobolev_descent: damping", damping, "damping")
     direction = spectral(lambda t, gradient_norm: 1 / (t + rule(gradient_norm)), depth=depth, solver=solver)
-    return flow(direction, step_size, batch_size=batch_size)
+    return flow(direction, step_size)
 
 
+@preset
 def wasserstein_newton(
     step_size: StepSize,
     *,
@@ -402,7 +401,6 @@ def wasserstein_newton(
     part: Part = "full",
     depth: int = 32,
     solver: Solver = "lanczos",
-    batch_size: int | None = None,
 ) -> Flow:
     r"""Wasserstein Newton with a regularised inverse, :math:`x\leftarrow x-\eta\,A(A^2+\beta)^{-1}\nabla_\mu F`.
 
@@ -414,7 +412,6 @@ def wasserstein_newton(
         part: as in :func:`saddle_free_newton`.
         depth: as in :func:`saddle_free_newton`.
         solver: as in :func:`saddle_free_newton`.
-        batch_size: as in :func:`saddle_free_newton`.
 
     Returns:
         A :class:`pwgf_jax.Flow`.
@@ -432,4 +429,4 @@ def wasserstein_newton(
     """
     rule = _damping("wasserstein_newton: beta", beta, "beta")
     direction = spectral(lambda t, g: t / (t**2 + rule(g)), part=part, depth=depth, solver=solver)
-    return flow(direction, step_size, batch_size=batch_size)
+    return flow(direction, step_size)

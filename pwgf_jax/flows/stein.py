@@ -7,7 +7,7 @@ so that ``F = potential(E)`` or ``energy=E`` say the same, and a general F has i
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from pwgf_jax.calculus import Functional, value_and_wasserstein_gradient, wasserstein_gradient
-from pwgf_jax.flows.base import Direction, Evaluation, Flow, StepSize, flow
+from pwgf_jax.flows.base import Direction, Evaluation, Flow, StepSize, flow, preset
 from pwgf_jax.functionals.stein import Energy, SteinDiscrepancy, rows, slopes
 from pwgf_jax.kernels import Kernel, Radial, gaussian, median_heuristic
 from pwgf_jax.kernels.radial import by_rows, squared_distances, transpose
@@ -76,8 +76,8 @@ def svgd_direction(kernel: SteinKernel, energy: Energy | None = None) -> Directi
     """
     _check("svgd", kernel)
 
-    def direction(key: Array, F: Functional, mu: Particles) -> Evaluation:
-        del key
+    def direction(key: Array, F: Functional, mu: Particles, step: Any = 0) -> Evaluation:
+        del key, step
         value, gradient = value_and_wasserstein_gradient(F, mu)
         x, w = rows(mu.points), mu.weights[:, None]
         x = x - jnp.mean(x, axis=0)[None]  # the kernel does not see the shift, its rounding errors do
@@ -120,8 +120,8 @@ def ksd_direction(kernel: SteinKernel, energy: Energy | None = None) -> Directio
     """
     _check("ksd_descent", kernel, smooth=True)
 
-    def direction(key: Array, F: Functional, mu: Particles) -> Evaluation:
-        del key
+    def direction(key: Array, F: Functional, mu: Particles, step: Any = 0) -> Evaluation:
+        del key, step
         value, gradient = value_and_wasserstein_gradient(F, mu)
 
         def gradients(points: PyTree) -> PyTree:  # of the first variation at μ, which is held while the points move
@@ -133,9 +133,8 @@ def ksd_direction(kernel: SteinKernel, energy: Energy | None = None) -> Directio
     return direction
 
 
-def svgd(
-    step_size: StepSize, *, kernel: SteinKernel, energy: Energy | None = None, batch_size: int | None = None
-) -> Flow:
+@preset
+def svgd(step_size: StepSize, *, kernel: SteinKernel, energy: Energy | None = None) -> Flow:
     r"""Stein variational gradient descent.
 
     :math:`x_i\leftarrow x_i-\gamma\sum_jw_j\,[k(x_i,x_j)\nabla E(x_j)-\nabla_{x_j}k(x_j,x_i)]`: the gradient of
@@ -149,7 +148,6 @@ def svgd(
             median distance of the particles in every step (the weights are not looked at; it holds all pairs).
         energy: E = −log π, a function of one point; F is then only the yardstick that is recorded. None takes
             :math:`\nabla E=\nabla_\mu F`.
-        batch_size: data points per evaluation, as in :func:`pwgf_jax.flow`; all of them if None.
 
     Returns:
         A :class:`pwgf_jax.Flow`.
@@ -169,12 +167,11 @@ def svgd(
     References:
         Liu, Wang, Stein variational gradient descent, arXiv:1608.04471, Alg. 1.
     """
-    return flow(svgd_direction(kernel, energy), step_size, batch_size=batch_size)
+    return flow(svgd_direction(kernel, energy), step_size)
 
 
-def ksd_descent(
-    step_size: StepSize, *, kernel: SteinKernel, energy: Energy | None = None, batch_size: int | None = None
-) -> Flow:
+@preset
+def ksd_descent(step_size: StepSize, *, kernel: SteinKernel, energy: Energy | None = None) -> Flow:
     r"""Descent of the kernel Stein discrepancy, the Wasserstein gradient flow of ``functionals.stein_discrepancy``.
 
     The step is on particles, :math:`x_i\leftarrow x_i-\gamma\nabla_\mu\frac12\mathrm{KSD}^2`: N/2 times the Euclidean
@@ -186,7 +183,6 @@ def ksd_descent(
         kernel: a radial kernel that is smooth where points meet, or ``"median"``, as in :func:`svgd`.
         energy: E = −log π, a function of one point. None takes the first variation of F at the current measure,
             held fixed while the discrepancy is differentiated.
-        batch_size: data points per evaluation, as in :func:`pwgf_jax.flow`; all of them if None.
 
     Returns:
         A :class:`pwgf_jax.Flow`.
@@ -207,4 +203,4 @@ def ksd_descent(
     References:
         Korba, Aubin-Frankowski, Majewski, Ablin, arXiv:2105.09994, Alg. 1.
     """
-    return flow(ksd_direction(kernel, energy), step_size, batch_size=batch_size)
+    return flow(ksd_direction(kernel, energy), step_size)

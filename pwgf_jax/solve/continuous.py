@@ -22,10 +22,10 @@ from jaxtyping import Array, PyTree
 from pwgf_jax.calculus import Functional
 from pwgf_jax.contract import check_once
 from pwgf_jax.flows import Status, gradient
-from pwgf_jax.flows.base import Direction, Perturbation
+from pwgf_jax.flows.base import Direction
 from pwgf_jax.krylov import check_key
 from pwgf_jax.measures import Field, Particles, check_measure, traceable
-from pwgf_jax.perturbation import hessian_guided
+from pwgf_jax.perturbation import Noise, hessian_guided
 from pwgf_jax.solve.record import BUILT_IN, Stats
 
 __all__ = ["ContinuousSolution", "continuous_flow", "continuous_pwgf", "vector_field"]
@@ -138,7 +138,7 @@ def _look(integrator: _Integrator, key: Array, F: Functional, mu: Particles) -> 
 
 
 @partial(jax.jit, static_argnums=0)
-def _jump(perturbation: Perturbation, key: Array, F: Functional, mu: Particles, factor: Array) -> Particles:
+def _jump(perturbation: Noise, key: Array, F: Functional, mu: Particles, factor: Array) -> Particles:
     noise = perturbation(key, F, mu)
     return mu.push_forward(jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, noise))
 
@@ -203,8 +203,7 @@ def _path(
     check_measure(mu0, caller)
     if not callable(integrator.direction):
         raise TypeError(
-            f"{caller}: the direction is a {type(integrator.direction).__name__}; give (key, F, mu) -> Evaluation. "
-            "What changes with the step, such as injected(0.1), has no continuous time."
+            f"{caller}: the direction is a {type(integrator.direction).__name__}; give (key, F, mu) -> Evaluation."
         )
     check_once(F, mu0)
     for name, number in (("rtol", integrator.rtol), ("atol", integrator.atol), ("max_steps", integrator.max_steps)):
@@ -302,7 +301,7 @@ def continuous_pwgf(
     f_thres: float,
     t_end: float,
     direction: Direction = gradient,
-    perturbation: Perturbation = hessian_guided,
+    perturbation: Noise = hessian_guided,
     stats: Stats | None = None,
     rtol: float = 1e-6,
     atol: float = 1e-9,

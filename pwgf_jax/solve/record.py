@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from pwgf_jax.calculus import Functional
-from pwgf_jax.flows import FlowState
+from pwgf_jax.flows import FlowState, Status
 from pwgf_jax.measures import Particles
 
 __all__ = ["Progress", "Record", "Solution"]
@@ -77,6 +80,8 @@ class Solution(NamedTuple):
         >>> solution = run(wgf(0.5), F, Particles.uniform(jnp.ones((4, 1))), jax.random.key(0), steps=3)
         >>> solution.records["step"].tolist(), solution.records["value"].tolist()
         ([0, 1, 2, 3], [0.5, 0.125, 0.03125, 0.0078125])
+        >>> solution
+        Solution(budget_spent at step 3, value=0.0078125, 4 records of step, gradient_norm, perturbed, value)
     """
 
     mu: Particles
@@ -84,6 +89,19 @@ class Solution(NamedTuple):
     status: Array
     steps: Array
     records: dict[str, Any]
+
+    def __repr__(self) -> str:
+        if not all(isinstance(leaf, np.ndarray | jax.Array) for leaf in self[1:4]) or isinstance(self.value, Tracer):
+            return f"Solution({', '.join(self._fields)})"
+        values, steps = np.ravel(self.value), np.ravel(self.steps)
+        ends = Counter(Status(int(each)).name for each in np.ravel(self.status))
+        rows = len(np.atleast_1d(self.records.get("step", ())))
+        kept = f"{rows} records of {', '.join(self.records)}"
+        if not np.ndim(self.value):
+            return f"Solution({next(iter(ends))} at step {steps[0]}, value={values[0]:.6g}, {kept})"
+        told = ", ".join(f"{count} {name}" for name, count in ends.items())
+        middle = f"median value={np.median(values):.6g}, steps {steps.min()} to {steps.max()}"
+        return f"Solution({values.size} seeds: {told}; {middle}; {kept})"
 
 
 class Progress(NamedTuple):

@@ -21,13 +21,13 @@ from jaxtyping import Array, PyTree
 from pwgf_jax.calculus import Functional
 from pwgf_jax.contract import check_once, is_own
 from pwgf_jax.flows import Flow, FlowState, Status
-from pwgf_jax.flows.base import any_in_batch
 from pwgf_jax.krylov import check_key
 from pwgf_jax.measures import Particles, traceable
 from pwgf_jax.solve import checkpoint as checkpoints
 from pwgf_jax.solve.checkpoint import Checkpoint, CheckpointError
 from pwgf_jax.solve.record import Progress, Record, Solution
 from pwgf_jax.solve.sharding import Batching, batched
+from pwgf_jax.transforms.trigger import any_in_batch
 
 __all__ = ["run", "sweep"]
 
@@ -277,24 +277,40 @@ def run(
     record = Record() if record is None else record
     functional = traceable(F)
     leaves, shape = jax.tree.flatten(functional)
+    make, numbers = flow.parted()
     trajectory = _Trajectory(
-        lambda: _jit_start(flow, functional, mu0, key),
-        lambda state, *sizes: _compiled(_jit_advance, leaves, key, state, static=(flow, record, shape, *sizes)),
+        lambda: _jit_start(make, numbers, functional, mu0, key),
+        lambda state, *sizes: _compiled(
+            _jit_advance, numbers, leaves, key, state, static=(make, record, shape, *sizes)
+        ),
         lambda state: _compiled(_jit_look, leaves, state, static=(record, shape)),
         lambda: jax.make_jaxpr(lambda F, mu0, key: _one_step(flow, record, F, mu0, key))(functional, mu0, key),
     )
     return _drive(trajectory, (), steps, record, chunk, progress, checkpoint, key)
 
 
-_jit_start = jax.jit(_start, static_argnums=0)
+Make: TypeAlias = Callable[[dict[str, Any]], Flow]
+
+
+@partial(jax.jit, static_argnums=0)
+def _jit_start(make: Make, numbers: dict[str, Any], F: Functional, mu0: Particles, key: Array) -> FlowState:
+    return _start(make(numbers), F, mu0, key)
 
 
 # Lowering builds its arguments' trees out of descriptions, which a functional's constructor may refuse: it gets leaves.
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _jit_advance(
-    flow: Flow, record: Record, shape: Any, blocks: int, length: int, leaves: list[Array], key: Array, state: FlowState
+    make: Make,
+    record: Record,
+    shape: Any,
+    blocks: int,
+    length: int,
+    numbers: dict[str, Any],
+    leaves: list[Array],
+    key: Array,
+    state: FlowState,
 ) -> tuple[FlowState, dict[str, Array]]:
-    return _advance(flow, record, blocks, length, jax.tree.unflatten(shape, leaves), key, state)
+    return _advance(make(numbers), record, blocks, length, jax.tree.unflatten(shape, leaves), key, state)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -379,27 +395,48 @@ def sweep(
     if check and not trusted[-1]:
         check_once(*problem(keys[0]))
 
-    def start(key: Array) -> FlowState:
-        F, mu0 = problem(key)
-        return _start(flow, F, mu0, key)
-
-    def advance(blocks: int, length: int, key: Array, state: FlowState) -> tuple[FlowState, dict[str, Array]]:
-        # Drawn again in every chunk: cheaper than keeping every seed's data alive, and closures stay closures.
-        return _advance(flow, record, blocks, length, problem(key)[0], key, state)
-
-    def look(key: Array, state: FlowState) -> dict[str, Array]:
-        return record.row(problem(key)[0], state)
-
-    jit_advance = jax.jit(
-        lambda blocks, length, keys, state: batched(partial(advance, blocks, length), batching)(keys, state),
-        static_argnums=(0, 1),
-    )
-    jit_look = jax.jit(batched(look, batching))
-    jit_start = jax.jit(batched(start, batching))
+    make, numbers = flow.parted()
     trajectory = _Trajectory(
-        lambda: jit_start(keys),
-        lambda state, *sizes: _compiled(jit_advance, keys, state, static=sizes),
-        lambda state: _compiled(jit_look, keys, state),
+        lambda: _sweep_start(make, problem, batching, numbers, keys),
+        lambda state, *sizes: _compiled(
+            _sweep_advance, numbers, keys, state, static=(make, problem, batching, record, *sizes)
+        ),
+        lambda state: _compiled(_sweep_look, keys, state, static=(problem, batching, record)),
         lambda: jax.make_jaxpr(lambda key: _one_step(flow, record, *problem(key), key))(keys[0]),
     )
     return _drive(trajectory, keys.shape, steps, record, chunk, progress, checkpoint, keys)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _sweep_start(make: Make, problem: Problem, batching: Batching, numbers: dict[str, Any], keys: Array) -> FlowState:
+    def start(key: Array) -> FlowState:
+        F, mu0 = problem(key)
+        return _start(make(numbers), F, mu0, key)
+
+    return batched(start, batching)(keys)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def _sweep_advance(
+    make: Make,
+    problem: Problem,
+    batching: Batching,
+    record: Record,
+    blocks: int,
+    length: int,
+    numbers: dict[str, Any],
+    keys: Array,
+    state: FlowState,
+) -> tuple[FlowState, dict[str, Array]]:
+    def advance(key: Array, state: FlowState) -> tuple[FlowState, dict[str, Array]]:
+        # Drawn again in every chunk: cheaper than keeping every seed's data alive, and closures stay closures.
+        return _advance(make(numbers), record, blocks, length, problem(key)[0], key, state)
+
+    return batched(advance, batching)(keys, state)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _sweep_look(
+    problem: Problem, batching: Batching, record: Record, keys: Array, state: FlowState
+) -> dict[str, Array]:
+    return batched(lambda key, state: record.row(problem(key)[0], state), batching)(keys, state)

@@ -20,7 +20,7 @@ from pwgf_jax.transforms.differences import coordinate_gradient, gaussian_gradie
 from pwgf_jax.transforms.dimer import DimerState, dimer
 from pwgf_jax.transforms.domains import Domain, ball, box, polytope, simplex
 from pwgf_jax.transforms.finite_sums import Epoch, Estimator, scsg, sgd, spider
-from pwgf_jax.transforms.isometry import Isometry, transformation
+from pwgf_jax.transforms.isometry import Isometry, OfParticles, transformation
 from pwgf_jax.transforms.masked import masked
 from pwgf_jax.transforms.newton import CubicState, absolute_inverse, cubic_newton, scale_by_saddle_free_newton
 from pwgf_jax.transforms.perturb import PerturbState, perturb_at_saddle, pgd, scale_by_measure
@@ -41,6 +41,7 @@ __all__ = [
     "Leap",
     "NegativeCurvature",
     "NegativeCurvatureState",
+    "OfParticles",
     "PerturbState",
     "SSRGDState",
     "Trigger",

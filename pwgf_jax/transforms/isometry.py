@@ -9,7 +9,8 @@ Euclidean space, run in y, is its own Wasserstein twin.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +19,96 @@ from jaxtyping import Array, PyTree
 
 from pwgf_jax.measures import per_particle
 
-__all__ = ["transformation"]
+__all__ = ["Isometry", "OfParticles", "transformation"]
+
+
+@dataclass(frozen=True)
+class OfParticles:
+    """An objective as a function of the points of a measure, which knows their weights: a ``value_fn`` of particles.
+
+    Args:
+        function: points -> scalar.
+        weights: w (N,).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> w = jnp.array([0.25, 0.75])
+        >>> float(OfParticles(lambda x: w @ x**2, w)(jnp.array([2.0, 0.0])))
+        1.0
+    """
+
+    function: Callable[[PyTree], Array]
+    weights: Array
+
+    def __call__(self, points: PyTree) -> Array:
+        """The value."""
+        return self.function(points)
+
+
+class Isometry(NamedTuple):
+    r"""The map :math:`y=\sqrt w\,x` of the points x of a measure; the identity without weights.
+
+    Args:
+        weights: w (N,), or None.
+        points: x, which those of weight zero keep.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> chart = Isometry(jnp.array([0.25, 0.75]), jnp.array([2.0, 4.0]))
+        >>> chart.up(jnp.array([2.0, 0.0])).tolist(), chart.down(jnp.array([1.0, 0.0])).tolist()
+        ([1.0, 0.0], [2.0, 0.0])
+    """
+
+    weights: Array | None
+    points: PyTree
+
+    @classmethod
+    def of_points(cls, value_fn: Any, points: PyTree) -> Isometry:
+        """That of an objective of these points: by its weights if it is an :class:`OfParticles`, else the identity."""
+        return cls(value_fn.weights if isinstance(value_fn, OfParticles) else None, points)
+
+    def up(self, field: PyTree) -> PyTree:
+        """√w times a field: points to coordinates, a displacement dx to dy, a Wasserstein gradient to ∂F/∂y."""
+        return field if self.weights is None else _times(jnp.sqrt(self.weights), field)
+
+    def down(self, field: PyTree) -> PyTree:
+        """1/√w times a field, zero where w is: dy to dx, a Euclidean gradient ∂F/∂x to ∂F/∂y."""
+        if self.weights is None:
+            return field
+        present = self.weights > 0
+        return _times(jnp.where(present, 1 / jnp.sqrt(jnp.where(present, self.weights, 1)), 0), field)
+
+    def of(self, function: Any) -> Any:
+        """A function of the points, such as the objective, as one of y; None stays None."""
+        if self.weights is None or function is None:
+            return function
+        present = self.weights > 0
+
+        def of_y(y: PyTree, *rest: Any) -> Any:
+            moved = jax.tree.map(
+                lambda new, old: jnp.where(per_particle(present, old), new, old), self.down(y), self.points
+            )
+            return function(moved, *rest)
+
+        return of_y
+
+
+def _times(factor: Array, field: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: per_particle(factor, leaf).astype(leaf.dtype) * leaf, field)
 
 
 def transformation(
     init: Callable[[PyTree], Any], update: Callable[..., tuple[PyTree, Any]]
 ) -> optax.GradientTransformationExtraArgs:
-    r"""A transformation of Euclidean parameters that serves particles too, where it is given their ``weights``.
+    r"""A transformation of Euclidean parameters that serves particles too.
 
-    With an extra argument ``weights`` (N,), as :func:`pwgf_jax.flow` passes it, ``updates`` are a field at the
+    Where ``value_fn`` is an :class:`OfParticles`, as :func:`pwgf_jax.flow` passes it, ``updates`` are a field at the
     Wasserstein scale, ``params`` the points, ``grad`` the Euclidean gradient in them, and ``value_fn``, ``grad_fn`` and
     ``components`` functions of them. ``update`` sees all of it in :math:`y=\sqrt w\,x`, and what it returns
-    is taken back: a particle of weight zero does not move. Without weights it sees what it is given.
+    is taken back: a particle of weight zero does not move. Any other ``value_fn`` it sees as it is.
 
     Args:
-        init: params -> state, which may hold no coordinates of ``params`` that it will compare with later ones.
+        init: params -> state, which holds no coordinates of ``params`` to be compared with later ones.
         update: (updates, state, params, **extra_args) -> (updates, state), of Euclidean parameters.
 
     Returns:
@@ -44,41 +120,22 @@ def transformation(
         ...     return jax.tree.map(lambda g, h: -g / jnp.diag(h), updates, jax.hessian(value_fn)(params)), state
         >>> twin = transformation(optax.init_empty_state, newton)
         >>> w, x = jnp.array([0.25, 0.75]), jnp.array([2.0, 4.0])
-        >>> F = lambda x: w @ x**2  # the Wasserstein gradient is 2x, whatever the weights are
-        >>> twin.update(2 * x, optax.EmptyState(), x, value_fn=F, weights=w)[0].tolist()
+        >>> F = OfParticles(lambda x: w @ x**2, w)  # the Wasserstein gradient is 2x, whatever the weights are
+        >>> twin.update(2 * x, optax.EmptyState(), x, value_fn=F)[0].tolist()
         [-2.0, -4.0]
     """
 
-    def weighted(
-        updates: PyTree, state: Any, params: PyTree = None, *, weights: Array | None = None, **extra_args: Any
-    ) -> tuple[PyTree, Any]:
-        if weights is None:
+    def weighted(updates: PyTree, state: Any, params: PyTree = None, **extra_args: Any) -> tuple[PyTree, Any]:
+        chart = Isometry.of_points(extra_args.get("value_fn"), params)
+        if chart.weights is None:
             return update(updates, state, params, **extra_args)
-        root = jnp.sqrt(weights)
-        inverse = jnp.where(root > 0, 1 / jnp.where(root > 0, root, 1), 0)
-
-        def times(factor: Array, tree: PyTree) -> PyTree:
-            return jax.tree.map(lambda leaf: per_particle(factor, leaf).astype(leaf.dtype) * leaf, tree)
-
-        def points(y: PyTree) -> PyTree:
-            present = root > 0
-            return jax.tree.map(
-                lambda moved, x: jnp.where(per_particle(present, x), moved, x), times(inverse, y), params
-            )
-
-        for name in {"value_fn", "components"} & extra_args.keys():
-            extra_args[name] = _before(points, extra_args[name])
-        if "grad_fn" in extra_args:
-            in_x = _before(points, extra_args["grad_fn"])
-            extra_args["grad_fn"] = lambda y, *rest: times(inverse, in_x(y, *rest))
+        for name in {"value_fn", "components", "grad_fn"} & extra_args.keys():
+            extra_args[name] = chart.of(extra_args[name])
+        if (in_x := extra_args.get("grad_fn")) is not None:
+            extra_args["grad_fn"] = lambda *arguments: chart.down(in_x(*arguments))
         if extra_args.get("grad") is not None:
-            extra_args["grad"] = times(inverse, extra_args["grad"])
-        in_y = None if params is None else times(root, params)
-        updates, state = update(times(root, updates), state, in_y, **extra_args)
-        return times(inverse, updates), state
+            extra_args["grad"] = chart.down(extra_args["grad"])
+        updates, state = update(chart.up(updates), state, None if params is None else chart.up(params), **extra_args)
+        return chart.down(updates), state
 
     return optax.GradientTransformationExtraArgs(init, weighted)
-
-
-def _before(first: Callable[[PyTree], PyTree], function: Any) -> Any:
-    return function if function is None else lambda y, *rest: function(first(y), *rest)

@@ -9,6 +9,8 @@ import jax
 import optax
 from jaxtyping import PyTree
 
+from pwgf_jax.transforms.isometry import OfParticles
+
 __all__ = ["masked"]
 
 
@@ -63,7 +65,10 @@ def masked(
             return lambda part, *rest: function(_whole(keep, part, params), *rest)
 
         for name in {"value_fn", "components", "grad_fn"} & extra_args.keys():
-            extra_args[name] = of_the_part(extra_args[name])
+            whole = extra_args[name]
+            extra_args[name] = of_the_part(whole)
+            if isinstance(whole, OfParticles):
+                extra_args[name] = OfParticles(extra_args[name], whole.weights)
         if "grad_fn" in extra_args:
             whole = extra_args["grad_fn"]
             extra_args["grad_fn"] = lambda part, *rest: _part(keep, whole(part, *rest))

@@ -1,13 +1,12 @@
 r"""Perturbing where the gradient is small, for the parameters of any optax user.
 
 Extra arguments follow optax's line searches: ``value`` and ``grad`` at the parameters, and ``value_fn``, the objective
-as a function of them. Whatever else is passed is ignored.
+as a function of them. Whatever else is passed goes to the optimizer inside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,132 +15,37 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax import trees
 from pwgf_jax.krylov import check_key
-from pwgf_jax.measures import Particles
-from pwgf_jax.transforms.isometry import transformation
-from pwgf_jax.transforms.trigger import Examination, Trigger, Window, gradient_trigger, reached
+from pwgf_jax.perturbation import Noise, ball_noise
+from pwgf_jax.transforms.isometry import Isometry
+from pwgf_jax.transforms.trigger import Trigger, Window, any_in_batch, gradient_trigger, leap
 
-__all__ = [
-    "PerturbState",
-    "ball_noise",
-    "gaussian_noise",
-    "hessian_product_noise",
-    "perturb_at_saddle",
-    "pgd",
-    "scale_by_measure",
-]
-
-Noise: TypeAlias = Callable[[Array, PyTree, Any], PyTree]
-"""(key, params, value_fn) -> displacement of the parameters."""
-
-
-def ball_noise(radius: float | Array) -> Noise:
-    r"""Noise uniform in the ball of a radius, over all parameters together.
-
-    Args:
-        radius: r [units of the parameters].
-
-    Returns:
-        (key, params, value_fn) -> displacement.
-
-    Raises:
-        ValueError: if the radius is not positive.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, optax
-        >>> noise = ball_noise(0.5)(jax.random.key(0), {"a": jnp.zeros(3), "b": jnp.zeros(())}, None)
-        >>> bool(optax.tree.norm(noise) <= 0.5)
-        True
-    """
-    trees.positive("ball_noise: radius", radius)
-
-    def noise(key: Array, params: PyTree, value_fn: Any) -> PyTree:
-        del value_fn
-        direction_key, length_key = jax.random.split(key)
-        z = trees.white(direction_key, params)
-        length = trees.norm(z)
-        factor = radius * jax.random.uniform(length_key, dtype=length.dtype) ** (1 / trees.size(z)) / length
-        return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, z)
-
-    return noise
-
-
-def gaussian_noise(scale: float | Array) -> Noise:
-    """White Gaussian noise of a standard deviation per coordinate.
-
-    Args:
-        scale: standard deviation [units of the parameters].
-
-    Returns:
-        (key, params, value_fn) -> displacement.
-
-    Raises:
-        ValueError: if the scale is not positive.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> gaussian_noise(1.0)(jax.random.key(0), jnp.zeros(3), None).shape
-        (3,)
-    """
-    trees.positive("gaussian_noise: scale", scale)
-    return lambda key, params, value_fn: jax.tree.map(lambda leaf: scale * leaf, trees.white(key, params))
-
-
-def hessian_product_noise(eta_p: float | Array) -> Noise:
-    r"""Hessian-guided noise in finite dimension, :math:`\eta_p H z` with z white: covariance :math:`\eta_p^2H^2`.
-
-    One Hessian-vector product of ``value_fn``. It is large where the curvature is, of either sign, and zero where there
-    is none; along an eigenvector of curvature −δ it has the standard deviation η_p δ.
-
-    Args:
-        eta_p: factor of the noise [units of the parameters per curvature].
-
-    Returns:
-        (key, params, value_fn) -> displacement.
-
-    Raises:
-        ValueError: if the factor is not positive.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> f = lambda x: -(x[0] ** 2) / 2  # flat along the second coordinate
-        >>> noise = hessian_product_noise(1.0)(jax.random.key(0), jnp.zeros(2), f)
-        >>> bool(noise[0] != 0), float(noise[1])
-        (True, 0.0)
-
-    References:
-        The finite-dimensional counterpart of the noise of Yamamoto, Kim, Suzuki, arXiv:2509.16974.
-    """
-    trees.positive("hessian_product_noise: eta_p", eta_p)
-
-    def noise(key: Array, params: PyTree, value_fn: Any) -> PyTree:
-        trees.needed("hessian_product_noise", params=params, value_fn=value_fn)
-        with jax.default_matmul_precision("highest"):
-            product = jax.jvp(jax.grad(value_fn), (params,), (trees.white(key, params),))[1]
-        return jax.tree.map(lambda leaf: eta_p * leaf, product)
-
-    return noise
+__all__ = ["PerturbState", "perturb_at_saddle", "pgd", "scale_by_measure"]
 
 
 class PerturbState(NamedTuple):
     """State of :func:`perturb_at_saddle`.
 
     Args:
+        inner: of the optimizer inside.
         key: for the next noise.
         count: updates made, int32.
         window: the trigger's :class:`pwgf_jax.transforms.Window`; ``saved`` are the parameters before the last jump.
-        perturbed: whether the last update was a jump.
+        perturbed: whether the last update began with a jump.
         jumps: how many there have been, int32.
         failures: how many windows have ended without decrease, int32.
         stopped: whether the run has ended; the parameters are then back at ``window.saved`` for good.
         certified: whether the trigger's last examination has certified a second-order point.
 
     Example:
-        >>> import jax, jax.numpy as jnp
+        >>> import jax, jax.numpy as jnp, optax
+        >>> from pwgf_jax.perturbation import ball_noise
         >>> trigger = gradient_trigger(eps=0.1, k_thres=5, f_thres=0.0)
-        >>> bool(perturb_at_saddle(ball_noise(0.1), trigger, jax.random.key(0)).init(jnp.zeros(2)).stopped)
+        >>> optimizer = perturb_at_saddle(optax.sgd(0.1), ball_noise(0.1), trigger, key=jax.random.key(0))
+        >>> bool(optimizer.init(jnp.zeros(2)).stopped)
         False
     """
 
+    inner: PyTree
     key: Array
     count: Int[Array, ""]
     window: Window
@@ -152,33 +56,29 @@ class PerturbState(NamedTuple):
     certified: Bool[Array, ""]
 
 
-def _examine(trigger: Trigger, key: Array, params: PyTree, value_fn: Any) -> Examination:
-    """The trigger's second look, at the Dirac of the parameters: its full Hessian is that of the objective."""
-    trees.needed("perturb_at_saddle: the trigger's examination", params=params, value_fn=value_fn)
-    points = jax.tree.map(lambda x: jnp.asarray(x)[None], params)
-    dirac = Particles(points, jnp.ones((1,), trees.dtype(params)))
+class _Start(NamedTuple):
+    """Where an update's step begins: the parameters, or where a jump has led from them."""
 
-    def F(mu: Particles) -> Array:
-        values = jax.vmap(value_fn)(mu.points)
-        return jnp.sum(mu.weights.astype(values.dtype) * values)
-
-    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
-        seen = trigger.examine(key, F, dirac)  # pyright: ignore[reportOptionalCall]
-    return seen._replace(escape=jax.tree.map(lambda leaf: leaf[0], seen.escape))
-
-
-def _inner(u: PyTree, v: PyTree) -> Array:
-    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
-        return jnp.vdot(trees.ravel(u)[0], trees.ravel(v)[0])
+    shift: PyTree
+    updates: PyTree
+    value: Array
+    grad: PyTree
+    jumps: Array
+    certified: Array
+    held: Array
 
 
 def perturb_at_saddle(
-    noise: Noise | None, trigger: Trigger, key: Array, *, stop: bool = True
+    optimizer: optax.GradientTransformation,
+    noise: Noise | None,
+    trigger: Trigger,
+    *,
+    key: Array,
+    stop: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Replace an update by a jump where a trigger fires; put it last in a chain.
+    r"""Perturb the parameters where a trigger fires, and take the optimizer's step from there.
 
-    A jump takes an update of its own, so that the next gradient is that of the perturbed point, as in the papers'
-    algorithms; the k_thres + 1 updates after it are the trigger's window. Where that ends without the decrease that
+    The k_thres + 1 steps that begin with a jump are the trigger's window. Where that ends without the decrease that
     the trigger asks for, the parameters return to those before the jump and stay: ``state.stopped``. That is an
     algorithm's end. In a training loop, where a window may fail because a batch was unlucky or a learning rate small,
     ``stop=False`` goes on from where it is, and counts: ``state.failures``.
@@ -187,17 +87,21 @@ def perturb_at_saddle(
     second-order point it does not jump, and stops if it may; from a certain saddle it leaves along the direction found
     if the noise does not.
 
+    It is the jump, the window and the return of :func:`pwgf_jax.flow`, and takes the same steps; that a window has
+    failed it learns from the next value, and so goes back one update later.
+
     Args:
-        noise: (key, params, value_fn) -> displacement, such as :func:`ball_noise` or :func:`hessian_product_noise`;
-            None takes the escape direction of a trigger that examines.
+        optimizer: any optax transformation, a whole chain as a rule; it sees the gradient at the perturbed parameters.
+        noise: (key, value_fn, params, step) -> displacement, such as :func:`pwgf_jax.perturbation.ball_noise` or
+            ``hessian_noise``; None takes the escape direction of a trigger that examines.
         trigger: a :func:`pwgf_jax.transforms.gradient_trigger` or ``certificate_trigger``, the pieces that the flows
             use. On minibatches give it a ``decay``, so that averages are compared.
         key: typed random key; the transform keeps it in its state.
         stop: whether a failed window, or a certificate, ends the run.
 
     Returns:
-        A transformation whose ``update`` needs ``params``, ``value`` and ``grad`` (and ``value_fn`` if the noise or the
-        trigger's examination does).
+        A transformation whose ``update`` needs ``params``, ``value``, ``grad`` and ``value_fn``; the updates that come
+        in are taken as the gradient.
 
     Raises:
         ValueError: if there is neither noise nor an examination.
@@ -205,10 +109,11 @@ def perturb_at_saddle(
 
     Example:
         >>> import jax, jax.numpy as jnp, optax
+        >>> from pwgf_jax.perturbation import ball_noise
         >>> f = lambda x: x[0] ** 4 / 4 - x[0] ** 2 / 2 + x[1] ** 2 / 2
         >>> trigger = gradient_trigger(eps=1e-3, k_thres=90, f_thres=1e-3)
-        >>> jump = perturb_at_saddle(ball_noise(1e-2), trigger, jax.random.key(0))
-        >>> optimizer = optax.chain(optax.sgd(0.1, momentum=0.9), jump)
+        >>> descent = optax.sgd(0.1, momentum=0.9)
+        >>> optimizer = perturb_at_saddle(descent, ball_noise(1e-2), trigger, key=jax.random.key(0))
         >>> def step(_, carry):
         ...     x, state = carry
         ...     value, grad = jax.value_and_grad(f)(x)
@@ -221,18 +126,18 @@ def perturb_at_saddle(
 
     References:
         Jin et al., arXiv:1703.00887, Alg. 4, with the window of Yamamoto, Kim, Suzuki, arXiv:2509.16974, Alg. 2, a step
-        longer, for the same trigger drives :func:`pwgf_jax.pwgf`. Alg. 4 of arXiv:1902.04811 has no stopping test:
-        ``stop=False``.
+        longer. Alg. 4 of arXiv:1902.04811 has no stopping test: ``stop=False``.
     """
     check_key(key, "perturb_at_saddle")
     if noise is None and trigger.examine is None:
         raise ValueError("perturb_at_saddle: this trigger finds no direction to jump along; give a noise as well.")
+    inner = optax.with_extra_args_support(optimizer)
 
     def init(params: PyTree) -> PerturbState:
         trees.real("perturb_at_saddle", params)
         window = trigger.init(params, jnp.full((), jnp.inf, trees.dtype(params)))
         zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-        return trees.copied(PerturbState(key, zero, window, no, zero, zero, no, no))
+        return trees.copied(PerturbState(inner.init(params), key, zero, window, no, zero, zero, no, no))
 
     def update(
         updates: PyTree,
@@ -244,51 +149,57 @@ def perturb_at_saddle(
         value_fn: Any = None,
         **extra_args: Any,
     ) -> tuple[PyTree, PerturbState]:
-        del extra_args
-        trees.needed("perturb_at_saddle", params=params, value=value, grad=grad)
+        trees.needed("perturb_at_saddle", params=params, value=value, grad=grad, value_fn=value_fn)
+        chart, grad = Isometry.of_points(value_fn, params), trees.restrict(grad, params)
         # ``value`` is that of the parameters before this update: the step before has ended with it.
-        window = trigger.observe(state.window, value, trees.norm(trees.restrict(grad, params)))
-        count, stopped = state.count, state.stopped
-        fails = ~stopped & trigger.should_stop(window, count - 1, window.value)
-        stopped = stopped | (fails & stop)
-        fires = ~stopped & trigger.should_perturb(window, count, window.gradient_norm)
-        next_key, noise_key, examine_key = jax.random.split(state.key, 3)
-        fixed = jax.tree.map(lambda u: jnp.result_type(u), updates)
+        window = trigger.observe(state.window, value, trees.norm(chart.down(grad)))
+        fails = ~state.stopped & trigger.should_stop(window, state.count - 1, window.value)
+        stopped = state.stopped | (fails & stop)
+        fires = ~stopped & trigger.should_perturb(window, state.count, window.gradient_norm)
+        next_key, leap_key = jax.random.split(state.key)
+        no = jnp.zeros((), bool)
+        still = _Start(jax.tree.map(jnp.zeros_like, params), updates, jnp.asarray(value), grad, no, no, window.value)
 
-        def look(current: PyTree) -> tuple[PyTree, Array, Array, Array]:
-            found = None if trigger.examine is None else _examine(trigger, examine_key, params, value_fn)
-            drawn = None if noise is None else noise(noise_key, params, value_fn)
-            no = jnp.zeros((), bool)
-            if found is None:
-                return _cast(drawn, fixed), ~no, no, window.value
-            moved = found.escape if drawn is None else reached(drawn, found, _inner)
-            held = jnp.where(
-                found.saddle, jnp.inf, window.value
-            )  # from a certain saddle a jump is never held against it
-            jumped = jax.tree.map(lambda u, xi: jnp.where(found.optimal, u, xi), current, _cast(moved, fixed))
-            return jumped, ~found.optimal, found.optimal, held
+        def look(start: _Start) -> _Start:
+            with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
+                made = leap(leap_key, chart.of(value_fn), chart.up(params), trigger, noise, window, state.count)
+            shift = _where(made.jumps, _cast(chart.down(made.displacement), start.shift), start.shift)
+            there, slope = jax.value_and_grad(value_fn)(jax.tree.map(jnp.add, params, shift))
+            field = chart.down(chart.down(slope))
+            jumped = _Start(shift, field, there, slope, made.jumps, made.certified, made.held)
+            return _where(fires, _cast(jumped, start), start)
 
-        def wait(current: PyTree) -> tuple[PyTree, Array, Array, Array]:
-            return current, jnp.zeros((), bool), jnp.zeros((), bool), window.value
-
-        updates, jumps, certified, held = jax.lax.cond(fires, look, wait, updates)
-        # The window opens with the next update, the first gradient step from the perturbed parameters.
-        opened = trigger.jump(window, count + jumps.astype(jnp.int32), params, held)
-        window = jax.tree.map(lambda new, old: jnp.where(fires, new, old), opened, window)
-        stopped = stopped | (certified & stop)
-        back = _cast(jax.tree.map(jnp.subtract, window.saved, params), fixed)
-        updates = jax.tree.map(lambda u, b: jnp.where(stopped, b, u), updates, back)
-        more = (jumps.astype(jnp.int32), fails.astype(jnp.int32))
-        certified = jnp.where(fires, certified, state.certified)
-        return updates, PerturbState(
-            next_key, count + 1, window, jumps, state.jumps + more[0], state.failures + more[1], stopped, certified
+        start = jax.lax.cond(any_in_batch(fires), look, lambda start: start, still)
+        moved = jax.tree.map(jnp.add, params, start.shift)
+        step, within = inner.update(
+            start.updates, state.inner, moved, value=start.value, grad=start.grad, value_fn=value_fn, **extra_args
+        )
+        opened = trigger.jump(window, state.count, params, start.held)
+        window = _where(fires, opened, window)
+        stopped = stopped | (start.certified & stop)
+        back = jax.tree.map(jnp.subtract, window.saved, params)
+        step = _where(stopped, _cast(back, step), jax.tree.map(lambda u, xi: u + xi.astype(u.dtype), step, start.shift))
+        return step, PerturbState(
+            _where(stopped, state.inner, within),
+            next_key,
+            state.count + 1,
+            window,
+            start.jumps,
+            state.jumps + start.jumps.astype(jnp.int32),
+            state.failures + fails.astype(jnp.int32),
+            stopped,
+            jnp.where(fires, start.certified, state.certified),
         )
 
-    return transformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _cast(tree: PyTree, dtypes: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), tree, dtypes)
+def _cast(tree: PyTree, like: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf, other: leaf.astype(jnp.result_type(other)), tree, like)
+
+
+def _where(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
 def pgd(
@@ -317,7 +228,7 @@ def pgd(
         stop: whether it stops at all, as in :func:`perturb_at_saddle`: the second paper's algorithm does not.
 
     Returns:
-        A transformation whose ``update`` needs ``params``, ``value`` and ``grad``.
+        A transformation whose ``update`` needs ``params``, ``value``, ``grad`` and ``value_fn``.
 
     Raises:
         ValueError: if a number is out of range.
@@ -330,7 +241,8 @@ def pgd(
         >>> def step(_, carry):
         ...     x, state = carry
         ...     value, grad = jax.value_and_grad(problem.value)(x)
-        ...     updates, state = optimizer.update(grad, state, x, value=value, grad=grad)
+        ...     updates, state = optimizer.update(grad, state, x, value=value, grad=grad,
+        ...                                       value_fn=problem.value)
         ...     return optax.apply_updates(x, updates), state
         >>> x = problem.saddles[0].point
         >>> x, _ = jax.lax.fori_loop(0, 200, step, (x, optimizer.init(x)))
@@ -341,9 +253,7 @@ def pgd(
         Jin et al., arXiv:1703.00887, Alg. 4; arXiv:1902.04811, Alg. 4 (with ``stop=False``).
     """
     trigger = gradient_trigger(eps=eps, k_thres=k_thres, f_thres=f_thres)
-    return optax.with_extra_args_support(
-        optax.chain(optax.sgd(learning_rate), perturb_at_saddle(ball_noise(radius), trigger, key, stop=stop))
-    )
+    return perturb_at_saddle(optax.sgd(learning_rate), ball_noise(radius), trigger, key=key, stop=stop)
 
 
 def scale_by_measure(weights: Float[Array, " n"] | None = None) -> optax.GradientTransformationExtraArgs:

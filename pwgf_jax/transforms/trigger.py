@@ -10,11 +10,22 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from pwgf_jax.calculus import Functional
-from pwgf_jax.measures import Field, Particles, single
+from pwgf_jax.measures import inner, single
+from pwgf_jax.objective import Objective, Point
+from pwgf_jax.perturbation import Noise
 from pwgf_jax.spectrum import sight
 
-__all__ = ["Averages", "Examination", "Trigger", "Window", "certificate_trigger", "gradient_trigger", "reached"]
+__all__ = [
+    "Averages",
+    "Examination",
+    "Leap",
+    "Trigger",
+    "Window",
+    "any_in_batch",
+    "certificate_trigger",
+    "gradient_trigger",
+    "leap",
+]
 
 
 class Averages(NamedTuple):
@@ -80,6 +91,7 @@ class Examination(NamedTuple):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> F = lambda mu: -0.5 * jnp.sum((mu.weights @ mu.points) ** 2)
+        >>> from pwgf_jax import Particles
         >>> trigger = certificate_trigger(eps=0.1, delta=0.5, k_thres=5, f_thres=0.0, depth=4)
         >>> bool(trigger.examine(jax.random.key(0), F, Particles.uniform(jnp.zeros((4, 2)))).saddle)
         True
@@ -87,31 +99,7 @@ class Examination(NamedTuple):
 
     saddle: Bool[Array, ""]
     optimal: Bool[Array, ""]
-    escape: Field
-
-
-def reached(drawn: PyTree, found: Examination, inner: Callable[[PyTree, PyTree], Array]) -> PyTree:
-    """The displacement drawn, and with it the escape from a certain saddle if the displacement does not reach that.
-
-    Hessian-guided noise on a measure is zero along what the local part alone bends, and any noise may be small along
-    the direction by chance: less than a tenth of its standard deviation does not count.
-
-    Args:
-        drawn: a displacement.
-        found: what the trigger's examination says.
-        inner: the inner product of displacements.
-
-    Returns:
-        A displacement.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> found = Examination(jnp.array(True), jnp.array(False), jnp.array([0.0, 1.0]))
-        >>> reached(jnp.array([1.0, 0.0]), found, jnp.vdot).tolist()
-        [1.0, 1.0]
-    """
-    missed = found.saddle & (jnp.abs(inner(drawn, found.escape)) < 0.1 * inner(found.escape, found.escape))
-    return jax.tree.map(lambda xi, v: jnp.where(missed, xi + v.astype(xi.dtype), xi), drawn, found.escape)
+    escape: PyTree
 
 
 class Trigger(NamedTuple):
@@ -124,7 +112,7 @@ class Trigger(NamedTuple):
         jump: (window, step, current, value) -> the window that opens with a jump.
         should_stop: (window, step, value) -> whether the step just taken ends the window without enough
             decrease; ``value`` is the one after the step.
-        examine: (key, F, mu) -> :class:`Examination`, a second look before a jump; None jumps without.
+        examine: (key, objective, point) -> :class:`Examination`, a second look before a jump; None jumps without.
 
     Example:
         >>> import jax.numpy as jnp
@@ -139,7 +127,90 @@ class Trigger(NamedTuple):
     should_perturb: Callable[[Window, Array, Array], Bool[Array, ""]]
     jump: Callable[[Window, Array, PyTree, Array], Window]
     should_stop: Callable[[Window, Array, Array], Bool[Array, ""]]
-    examine: Callable[[Array, Functional, Particles], Examination] | None = None
+    examine: Callable[[Array, Objective, Point], Examination] | None = None
+
+
+class Leap(NamedTuple):
+    """A jump as it is about to be made, see :func:`leap`.
+
+    Args:
+        displacement: from the point.
+        jumps: whether it is made.
+        certified: whether the point is certified to be second-order stationary instead.
+        held: the value that the window which opens has to get below by ``f_thres``.
+
+    Example:
+        >>> Leap._fields
+        ('displacement', 'jumps', 'certified', 'held')
+    """
+
+    displacement: PyTree
+    jumps: Bool[Array, ""]
+    certified: Bool[Array, ""]
+    held: Array
+
+
+def leap(
+    key: Array, objective: Objective, point: Point, trigger: Trigger, noise: Noise | None, window: Window, step: Array
+) -> Leap:
+    """What to do where a trigger has fired: examine, and jump by the noise or along the direction found.
+
+    A jump from a certain saddle is never held against the run. Hessian-guided noise on a measure is zero along what the
+    local part alone bends, and any noise may be small along the direction of escape by chance: where it has less than a
+    tenth of the standard deviation there, the direction found is added to it.
+
+    Args:
+        key: typed random key.
+        objective: the functional, or the loss.
+        point: the measure, or the parameters.
+        trigger: that fired.
+        noise: (key, objective, point, step) -> displacement; None takes the escape that the examination finds.
+        window: of the trigger.
+        step: of the run.
+
+    Returns:
+        A :class:`Leap`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> trigger = certificate_trigger(eps=0.1, delta=0.5, k_thres=5, f_thres=0.0, eta_p=0.1, depth=2)
+        >>> f, x = (lambda x: x[0] ** 2 - x[1] ** 2), jnp.zeros(2)
+        >>> made = leap(jax.random.key(0), f, x, trigger, None, trigger.init(x, f(x)), jnp.int32(0))
+        >>> bool(made.jumps), [abs(round(float(each), 3)) for each in made.displacement]
+        (True, [0.0, 0.2])
+    """
+    examine_key, noise_key = jax.random.split(key)
+    drawn = None if noise is None else noise(noise_key, objective, point, step)
+    yes = jnp.ones((), bool)
+    if trigger.examine is None:
+        return Leap(drawn, yes, ~yes, window.value)
+    found = trigger.examine(examine_key, objective, point)
+    escape, held = found.escape, jnp.where(found.saddle, jnp.inf, window.value)
+    if drawn is not None:
+        missed = found.saddle & (jnp.abs(inner(point, drawn, escape)) < 0.1 * inner(point, escape, escape))
+        escape = jax.tree.map(lambda xi, v: jnp.where(missed, xi + v.astype(xi.dtype), xi), drawn, escape)
+    return Leap(escape, ~found.optimal, found.optimal, held)
+
+
+@jax.custom_batching.custom_vmap
+def any_in_batch(predicate: Array) -> Array:
+    """The predicate itself; under ``vmap``, whether it holds anywhere in the batch, unbatched.
+
+    A ``lax.cond`` on a batched predicate becomes a select that runs both branches for everybody; on this it stays
+    a branch, taken only when somebody needs it.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> jax.vmap(any_in_batch)(jnp.array([True, False])).tolist()
+        [True, True]
+    """
+    return predicate
+
+
+@any_in_batch.def_vmap
+def _(axis_size: int, in_batched: list[bool], predicate: Array) -> tuple[Array, bool]:
+    del axis_size, in_batched
+    return any_in_batch(jnp.any(predicate)), False
 
 
 def _wide(number: Any) -> Array:
@@ -229,11 +300,11 @@ _LONGEST = 2**31 - 3  # step counters are int32, and a window opens k_thres + 1 
 
 def certificate_trigger(
     *,
-    eps: float,
-    delta: float,
+    eps: float | Array,
+    delta: float | Array,
     k_thres: int,
-    f_thres: float,
-    eta_p: float = 1.0,
+    f_thres: float | Array,
+    eta_p: float | Array = 1.0,
     depth: int = 32,
     failure: float = 1e-3,
     decay: float | Array = 0.0,
@@ -267,17 +338,17 @@ def certificate_trigger(
         ...
         ValueError: certificate_trigger: delta=0.0; give a positive curvature, H has eigenvalues near zero anywhere.
     """
-    if not delta > 0:
+    if not isinstance(delta, Tracer) and not delta > 0:
         raise ValueError(
             f"certificate_trigger: delta={delta}; give a positive curvature, H has eigenvalues near zero anywhere."
         )
     if depth < 1 or not 0 < failure < 1:
         raise ValueError(f"certificate_trigger: depth={depth}, failure={failure}; give depth >= 1, 0 < failure < 1.")
-    if not 0 <= eta_p < float("inf"):
+    if not isinstance(eta_p, Tracer) and not 0 <= eta_p < float("inf"):
         raise ValueError(f"certificate_trigger: eta_p={eta_p}; give a non-negative factor.")
 
-    def examine(key: Array, F: Functional, mu: Particles) -> Examination:
-        seen = sight(F, mu, "full", key, depth, failure)
+    def examine(key: Array, objective: Objective, point: Point) -> Examination:
+        seen = sight(objective, point, "full", key, depth, failure)
         amplitude = eta_p * jnp.abs(seen.eigenvalue)
         return Examination(
             seen.eigenvalue + seen.rounding < -delta,

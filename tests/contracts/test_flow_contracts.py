@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import chex
 import jax
@@ -13,8 +13,8 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from pwgf_jax import Flow, Particles, Status, functionals, isotropic_pwgf, pwgf, wgf
-from pwgf_jax.flows import adaptive_level, ksd_descent, langevin, noise_injection, svgd
+from pwgf_jax import Flow, Particles, Status, flows, functionals, isotropic_pwgf, pwgf, wgf
+from pwgf_jax.flows import adaptive_level
 from pwgf_jax.kernels import gaussian
 from tests.oracles.closed_forms import antithetic
 
@@ -28,27 +28,43 @@ class Entry(NamedTuple):
     noisy: bool = False
 
 
+def constructors():
+    """The public functions that return a flow and are no combinator of others."""
+    named = {name: getattr(flows, name) for name in flows.__all__}
+    hints = {name: get_type_hints(thing) for name, thing in named.items() if inspect.isfunction(thing)}
+    return {name for name, hint in hints.items() if hint.get("return") is Flow} - {"flow", "minibatch", "descent"}
+
+
+NEWTON: dict[str, Any] = {"depth": 18}
+# By the constructor's name, and what is special about the entry after it.
 FLOWS = {
     "wgf": Entry(lambda: wgf(0.1)),
     "wgf with adam": Entry(lambda: wgf(optax.adam(0.1))),
     "pwgf": Entry(lambda: pwgf(0.1, **JUMPS)),
     "pwgf by lanczos": Entry(lambda: pwgf(0.1, **JUMPS, sampler="lanczos")),
-    "isotropic pwgf": Entry(lambda: isotropic_pwgf(0.1, **JUMPS)),
-    "smooth isotropic pwgf": Entry(lambda: isotropic_pwgf(0.1, **JUMPS, scale=0.5, lengthscale=1.0)),
-    "adaptive noise injection": Entry(lambda: noise_injection(0.1, adaptive_level(0.5)), noisy=True),
-    "langevin": Entry(lambda: langevin(0.1, temperature=0.1), noisy=True),
-    "svgd": Entry(lambda: svgd(0.1, kernel=gaussian(1.0))),
-    "ksd descent": Entry(lambda: ksd_descent(0.1, kernel=gaussian(1.0))),
+    "certified_pwgf": Entry(lambda: flows.certified_pwgf(0.1, **JUMPS, delta=0.05)),
+    "isotropic_pwgf": Entry(lambda: isotropic_pwgf(0.1, **JUMPS)),
+    "isotropic_pwgf, smooth": Entry(lambda: isotropic_pwgf(0.1, **JUMPS, scale=0.5, lengthscale=1.0)),
+    "noise_injection, adaptive": Entry(lambda: flows.noise_injection(0.1, adaptive_level(0.5)), noisy=True),
+    "langevin": Entry(lambda: flows.langevin(0.1, temperature=0.1), noisy=True),
+    "saddle_free_newton": Entry(lambda: flows.saddle_free_newton(0.1, beta=0.1, **NEWTON)),
+    "sobolev_descent": Entry(lambda: flows.sobolev_descent(0.1, damping=0.1, **NEWTON)),
+    "wasserstein_newton": Entry(lambda: flows.wasserstein_newton(0.1, beta=0.1, **NEWTON)),
+    "svgd": Entry(lambda: flows.svgd(0.1, kernel=gaussian(1.0))),
+    "ksd_descent": Entry(lambda: flows.ksd_descent(0.1, kernel=gaussian(1.0))),
 }
 
 # Variations on the others, which CI tests with everything that is slow.
 VARIATIONS = {
     "wgf with adam",
     "pwgf by lanczos",
-    "isotropic pwgf",
-    "smooth isotropic pwgf",
-    "adaptive noise injection",
-    "ksd descent",
+    "certified_pwgf",
+    "isotropic_pwgf",
+    "isotropic_pwgf, smooth",
+    "noise_injection, adaptive",
+    "sobolev_descent",
+    "wasserstein_newton",
+    "ksd_descent",
 }
 
 
@@ -106,6 +122,10 @@ def assert_close(found, expected, atol):
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
         if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             np.testing.assert_allclose(a, b, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+
+def test_every_public_flow_is_in_the_table():
+    assert constructors() == {name.replace(",", " ").split()[0] for name in FLOWS}
 
 
 @every_flow
@@ -205,12 +225,13 @@ def test_permuted_particles_give_permuted_results(name, dtype, tolerance):
 
 
 @noise_free_flows
-def test_duplicated_particles_move_as_the_single_ones(name, tolerance):
+def test_split_particles_move_as_the_whole_ones(name, tolerance):
     dtype = jnp.float64
     F, slope, _ = problem(dtype)
-    half = slope.points[: N // 2]
-    single, _ = after(name, F, Particles.uniform(half))
-    double, _ = after(name, F, Particles.uniform(jnp.concatenate([half, half])))
+    half, weights = slope.points[: N // 2], jnp.asarray([0.5, 0.3, 0.2], dtype)
+    single, _ = after(name, F, Particles(half, weights))
+    twice = jnp.concatenate([0.3 * weights, 0.7 * weights])
+    double, _ = after(name, F, Particles(jnp.concatenate([half, half]), twice))
     expected = jnp.concatenate([single.mu.points, single.mu.points])
     np.testing.assert_allclose(double.mu.points, expected, atol=tolerance(dtype))
     np.testing.assert_allclose(double.evaluation.gradient_norm, single.evaluation.gradient_norm, rtol=tolerance(dtype))

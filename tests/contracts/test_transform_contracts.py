@@ -1,6 +1,7 @@
 """What every optax transform keeps: one table of transforms, the same laws for each."""
 
-from typing import Any
+import inspect
+from typing import Any, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,11 @@ import numpy as np
 import optax
 import pytest
 
+from pwgf_jax import transforms
 from pwgf_jax.transforms import masked
 from tests.transforms.driving import (
     EXTRAS,
-    NEEDS_GRADIENTS,
+    FACTORIES,
     NEEDS_NOTHING,
     TRANSFORMS,
     near_the_saddle,
@@ -20,7 +22,7 @@ from tests.transforms.driving import (
     well,
 )
 
-SIBLINGS = {"zo sgd", "zo scsg"}  # made of what "zo spider" is made of
+SIBLINGS = {"neon spider", "zo sgd", "zo scsg"}  # made of what "zo spider" is made of
 
 
 def all_but(slow):
@@ -41,6 +43,19 @@ def path(transform, x):
     # scan refuses a carry whose shapes, dtypes or weak types change
     step = lambda carry, _: (one(transform, *carry, batch_stats=1.0), None)  # noqa: E731
     return jax.lax.scan(step, (x, transform.init(x)), length=6)[0]
+
+
+# Combinators of other transformations, with tests of their own.
+COMBINATORS = {"masked", "transformation", "average_over"}
+
+
+def test_every_public_transform_is_in_the_table():
+    named = {name: getattr(transforms, name) for name in transforms.__all__}
+    hints = {name: get_type_hints(thing) for name, thing in named.items() if inspect.isfunction(thing)}
+    kinds = (optax.GradientTransformationExtraArgs, optax.GradientTransformation)
+    public = {name for name, hint in hints.items() if hint.get("return") in kinds} - COMBINATORS
+    assert public == {make.__name__ if make.__module__.startswith("pwgf_jax") else "perturb_at_saddle"
+                      for make, _, _ in FACTORIES.values()}  # fmt: skip
 
 
 @every_transform
@@ -162,7 +177,7 @@ def test_optax_masks_do_as_ours_or_name_it(name):
         optax.masked(transform, mask),
         optax.multi_transform({"ours": transform, "frozen": optax.identity()}, labels),
     ):
-        if name in NEEDS_NOTHING | NEEDS_GRADIENTS:
+        if name in NEEDS_NOTHING:
             pair = (wrapped, masked(transform, mask))
             updates, expected = jax.jit(lambda pair=pair: [one_update(each, grad, x)[0] for each in pair])()
             np.testing.assert_array_equal(updates["x"], expected["x"])
@@ -192,9 +207,7 @@ def test_what_is_no_real_number_is_refused_by_name_and_none_is_left_alone(name):
 
 @every_transform
 def test_a_chain_with_adam_under_a_schedule_passes_the_extras_on(name):
-    """A jump is the last word, so what perturbs comes after adam; elsewhere adam takes the step for its gradient."""
-    parts = [TRANSFORMS[name](), optax.adam(optax.exponential_decay(0.1, 10, 0.5))]
-    transform = optax.chain(*(parts[::-1] if name.startswith("perturb") else parts))
+    transform = optax.chain(TRANSFORMS[name](), optax.adam(optax.exponential_decay(0.1, 10, 0.5)))
     x = near_the_saddle(jnp.float32)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
         end, _ = jax.eval_shape(lambda x: path(transform, x), x)

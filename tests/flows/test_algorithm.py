@@ -94,7 +94,7 @@ def test_the_composition_is_the_algorithm_as_printed(name, problem):
     assert len(jumps) >= 2  # at least one window paid, and one did not
 
     trigger = gradient_trigger(eps=eps, k_thres=k_thres, f_thres=f_thres)
-    method = flow(gradient_direction, eta, lambda key, F, mu: eta_p * noise(mu), trigger)
+    method = flow(gradient_direction, eta, lambda key, F, mu, step: eta_p * noise(mu), trigger)
     states, infos = trajectory(method, F, Particles.uniform(jnp.asarray(start)), steps)
     np.testing.assert_array_equal(np.flatnonzero(infos.perturbed), jumps)
     np.testing.assert_allclose(states.mu.points[: len(path)], path, atol=1e-8)
@@ -112,7 +112,7 @@ def test_pwgf_is_that_composition_with_hessian_guided_noise():
     F, _, _, start = matrix_problem()
     eta, eps, eta_p, k_thres, f_thres = OPTIONS["matrix"].values()
     trigger = gradient_trigger(eps=eps, k_thres=k_thres, f_thres=f_thres)
-    composed = flow(gradient_direction, eta, lambda *at: eta_p * hessian_guided(*at), trigger)
+    composed = flow(gradient_direction, eta, lambda key, F, mu, step: eta_p * hessian_guided(key, F, mu), trigger)
     named = pwgf(eta, eps=eps, eta_p=eta_p, k_thres=k_thres, f_thres=f_thres)
     found, expected = (
         trajectory(method, F, Particles.uniform(jnp.asarray(start)), 100) for method in (named, composed)

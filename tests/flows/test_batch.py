@@ -14,13 +14,13 @@ from pwgf_jax import (
     functionals,
     hessian_guided,
     hessian_matrix,
+    minibatch,
     norm,
-    pwgf,
     run,
     saddle_free_newton,
     wgf,
 )
-from pwgf_jax.flows import Evaluation, gradient, sobolev_descent, wasserstein_newton
+from pwgf_jax.flows import Evaluation, gradient
 from pwgf_jax.flows.spectral import spectral
 from pwgf_jax.transforms import gradient_trigger
 from tests.oracles.closed_forms import Network, matrix_loss
@@ -46,7 +46,8 @@ def phi(t, _=None):
 @pytest.mark.parametrize("direction", [gradient, spectral(phi, part="full", depth=12)], ids=["gradient", "spectral"])
 def test_a_batch_of_everything_is_everything(direction):
     F, mu = problem()
-    full, batched = (run(flow(direction, 0.1, batch_size=b), F, mu, jax.random.key(0), steps=3) for b in (None, M))
+    method = flow(direction, 0.1)
+    full, batched = (run(f, F, mu, jax.random.key(0), steps=3) for f in (method, minibatch(method, M)))
     np.testing.assert_allclose(batched.mu.points, full.mu.points, atol=1e-10)
     np.testing.assert_allclose(batched.records["value"], full.records["value"], atol=1e-12)
     np.testing.assert_allclose(batched.records["gradient_norm"], full.records["gradient_norm"], atol=1e-10)
@@ -56,7 +57,7 @@ def test_a_batch_of_everything_is_everything(direction):
 def test_value_gradient_and_hessian_products_are_those_of_one_batch():
     """Among all batches, the one that has the value has the gradient norm and φ(H)∇F as well, densely computed."""
     F, mu = problem()
-    method = saddle_free_newton(0.1, beta=0.1, part="integral", depth=12, batch_size=SIZE)
+    method = minibatch(saddle_free_newton(0.1, beta=0.1, part="integral", depth=12), SIZE)
     keys = jax.random.split(jax.random.key(3), 40)
     found = jax.jit(jax.vmap(lambda key: method.init(key, F, mu).evaluation))(keys)
     x, inputs, targets = (np.asarray(a) for a in (mu.points, F.inputs, F.targets))
@@ -81,7 +82,7 @@ def test_a_batch_is_right_on_average():
     F, mu = problem()
     count = 3000
     keys = jax.random.split(jax.random.key(4), count)
-    found = jax.jit(jax.vmap(lambda key: wgf(0.1, batch_size=SIZE).init(key, F, mu).evaluation))(keys)
+    found = jax.jit(jax.vmap(lambda key: minibatch(wgf(0.1), SIZE).init(key, F, mu).evaluation))(keys)
     full = wgf(0.1).init(jax.random.key(0), F, mu).evaluation
     for a, b in ((found.field, full.field), (found.value, full.value)):
         error = np.std(a, axis=0) / np.sqrt(count)
@@ -103,13 +104,14 @@ class Marked:
         return 0 * jnp.sum(mu.weights @ mu.points)
 
 
-def show(key, F, mu):
+def show(key, F, mu, step):
     return Evaluation(F.mark, jnp.zeros_like(F.mark), jnp.broadcast_to(F.mark, mu.points.shape))
 
 
 def test_noise_and_the_gradient_after_it_share_a_batch_and_the_next_step_has_another():
     trigger = gradient_trigger(eps=1.0, k_thres=5, f_thres=0.0)
-    method = flow(show, 1.0, lambda key, F, mu: jnp.broadcast_to(F.mark, mu.points.shape), trigger, batch_size=7)
+    method = flow(show, 1.0, lambda key, F, mu, step: jnp.broadcast_to(F.mark, mu.points.shape), trigger)
+    method = minibatch(method, 7)
     F, mu = Marked(jnp.zeros(())), Particles.uniform(jnp.zeros((3, 2)))
     state = method.init(jax.random.key(1), F, mu)
     first = float(state.evaluation.value)
@@ -158,27 +160,16 @@ def test_minibatches_lead_to_the_minimum():
     targets = np.tanh(inputs @ teacher[:, 1:].T) @ teacher[:, :1] / 2
     F = functionals.mean_field_regression(jnp.asarray(inputs), jnp.asarray(targets))
     mu = Particles.uniform(jnp.asarray(np.concatenate([teacher, teacher]) + 0.3 * draw.normal(size=(4, 3))))
-    solution = run(wgf(0.5, batch_size=8), F, mu, jax.random.key(0), steps=400)
+    solution = run(minibatch(wgf(0.5), 8), F, mu, jax.random.key(0), steps=400)
     assert float(F(solution.mu)) < 0.05 * float(F(mu))
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda b: wgf(0.1, batch_size=b),
-        lambda b: pwgf(0.1, eps=0.1, eta_p=0.1, k_thres=3, f_thres=0.1, batch_size=b),
-        lambda b: saddle_free_newton(0.1, beta=0.1, batch_size=b),
-        lambda b: sobolev_descent(0.1, damping=0.1, batch_size=b),
-        lambda b: wasserstein_newton(0.1, beta=0.1, batch_size=b),
-    ],
-    ids=["wgf", "pwgf", "saddle-free", "sobolev", "newton"],
-)
-def test_what_cannot_be_batched_is_refused(make):
+def test_what_cannot_be_batched_is_refused():
     F, mu = problem()
     key = jax.random.key(0)
-    with pytest.raises(TypeError, match=r"flow: batch_size=2 but the functional has no batch\(key, size\) method"):
-        make(2).init(key, lambda mu: jnp.sum(mu.weights @ mu.points), mu)
+    with pytest.raises(TypeError, match=r"minibatch: size=2 but the functional has no batch\(key, size\) method"):
+        minibatch(wgf(0.1), 2).init(key, lambda mu: jnp.sum(mu.weights @ mu.points), mu)
     with pytest.raises(ValueError, match=f"batch: size={M + 1}; there are {M} data points"):
-        make(M + 1).init(key, F, mu)
-    with pytest.raises(ValueError, match="flow: batch_size=0; give a positive number of data points"):
-        make(0)
+        minibatch(wgf(0.1), M + 1).init(key, F, mu)
+    with pytest.raises(ValueError, match="minibatch: size=0; give a whole number"):
+        minibatch(wgf(0.1), 0)

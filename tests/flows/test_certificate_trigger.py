@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pwgf_jax import Particles, Status, functionals, norm, pwgf, run, sweep
+from pwgf_jax import Particles, Status, certified_pwgf, functionals, hessian_noise, norm, pwgf, run, sweep
 from pwgf_jax.transforms import certificate_trigger
 from tests.oracles.closed_forms import Network, antithetic, matrix_loss, mean_quartic
 
@@ -24,9 +24,10 @@ def centred(dtype=jnp.float64):
     return Particles.uniform(jnp.asarray(points - points.mean(axis=0), dtype))
 
 
-def certified(eta=0.2, *, eps=1e-3, eta_p=0.05, k_thres=30, f_thres=1e-3, delta=DELTA, depth=12, **options):
+def certified(eta=0.2, *, eps=1e-3, eta_p=0.05, k_thres=30, f_thres=1e-3, delta=DELTA, depth=12, along="noise"):
     jumps = {"eps": eps, "eta_p": eta_p, "k_thres": k_thres, "f_thres": f_thres}
-    return pwgf(eta, **jumps, trigger="certificate", delta=delta, depth=depth, **options)
+    noise = hessian_noise(eta_p) if along == "noise" else None
+    return certified_pwgf(eta, **jumps, delta=delta, depth=depth, perturbation=noise)
 
 
 def factorization():
@@ -198,15 +199,12 @@ JUMPS = {"eps": 0.1, "eta_p": 0.1, "k_thres": 3, "f_thres": 0.1}
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"trigger": "certificate"}, 'trigger="certificate" needs delta'),
-        ({"delta": 0.1}, 'delta and along belong to trigger="certificate"'),
-        ({"along": "direction"}, 'delta and along belong to trigger="certificate"'),
-        ({"trigger": "certificate", "delta": 0.0}, "delta=0.0; give a positive curvature"),
-        ({"trigger": "certificate", "delta": float("nan")}, "delta=nan"),
-        ({"trigger": "certificate", "delta": 0.1, "depth": 0}, "depth=0"),
-        ({"trigger": "certificate", "delta": 0.1, "k_thres": 0}, "k_thres=0"),
-        ({"trigger": "certificate", "delta": 0.1, "eta_p": -1.0}, "eta_p=-1.0"),
-        ({"trigger": "certificate", "delta": 0.1, "eta_p": float("nan"), "along": "direction"}, "eta_p=nan"),
+        ({"delta": 0.0}, "delta=0.0; give a positive curvature"),
+        ({"delta": float("nan")}, "delta=nan"),
+        ({"delta": 0.1, "depth": 0}, "depth=0"),
+        ({"delta": 0.1, "k_thres": 0}, "k_thres=0"),
+        ({"delta": 0.1, "eta_p": -1.0}, "eta_p=-1.0"),
+        ({"delta": 0.1, "eta_p": float("nan")}, "eta_p=nan"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(options, message):

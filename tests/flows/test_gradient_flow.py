@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from pwgf_jax import Flow, Particles, Status, flow, functionals, pwgf, run, wgf
+from pwgf_jax import Flow, Particles, Status, flow, functionals, pwgf, run, sweep, wgf
 from pwgf_jax.flows import gradient
 from pwgf_jax.solve import Record
 from tests.oracles import closed_forms
@@ -146,7 +146,7 @@ def test_impossible_step_sizes_are_refused(step_size, error, message):
 
 def test_a_perturbation_comes_with_a_trigger():
     with pytest.raises(ValueError, match=r"perturbation .* trigger"):
-        flow(gradient, 0.1, perturbation=lambda key, F, mu: mu.points)
+        flow(gradient, 0.1, perturbation=lambda key, F, mu, step: mu.points)
 
 
 # --- what is not finite -----------------------------------------------------------------------------------------------
@@ -206,6 +206,32 @@ def test_every_status_has_a_sentence():
     assert len({status.sentence for status in Status}) == len(Status)
 
 
-def test_a_flow_is_two_functions():
+def test_a_flow_says_what_it_is_and_what_is_compiled_of_it():
     assert isinstance(wgf(0.1), Flow)
-    assert wgf(0.1)._fields == ("init", "step")
+    assert repr(wgf(0.1)) == "wgf(step_size=0.1)"
+    assert repr(flow(gradient, 0.1)) == "Flow(init, step)"
+    jumping = pwgf(0.1, eps=1.0, eta_p=1.0, k_thres=3, f_thres=0.0)
+    assert wgf(0.1).parted()[0] == wgf(0.2).parted()[0] != jumping.parted()[0]
+    assert wgf(optax.sgd(0.1)).parted()[1] == {}
+    step = optax.exponential_decay(0.1, 10, 0.5)
+    assert wgf(step).parted() == wgf(step).parted()
+
+
+def test_a_scan_over_step_sizes_compiles_once():
+    """Sweeps of flows that differ in numbers alone share their programs, and have each its own outcome."""
+    problem = lambda key: (mean_quartic, Particles.uniform(jax.random.normal(key, (3, 2))))  # noqa: E731
+    keys, traced = jax.random.split(jax.random.key(0), 2), []
+
+    def seen(F, mu):
+        traced.append(None)
+        return {}
+
+    record = Record(stats=seen)
+    values, compiled = [], []
+    for step_size in (0.1, 0.2, 0.3, 0.4):
+        values.append(sweep(wgf(step_size), problem, keys, 10, record).value)
+        compiled.append(len(traced))
+        expected = sweep(flow(gradient, step_size), problem, keys, 10).value
+        np.testing.assert_allclose(values[-1], expected, rtol=1e-12)
+    assert compiled == compiled[:1] * 4
+    assert len({float(each[0]) for each in values}) == 4

@@ -13,9 +13,9 @@ from scipy import stats
 
 from pwgf_jax import Particles, flow, functionals, run, wgf
 from pwgf_jax.calculus import value_and_wasserstein_gradient, wasserstein_gradient
-from pwgf_jax.flows import Scheduled, adaptive_level, gradient, hessian_noise, injected, noise_injection
+from pwgf_jax.flows import adaptive_level, gradient, injected, noise_injection
 from pwgf_jax.flows.spectral import spectral, spectral_velocity
-from pwgf_jax.perturbation import isotropic
+from pwgf_jax.perturbation import hessian_noise, isotropic
 from pwgf_jax.solve import Record
 from pwgf_jax.transforms import gradient_trigger
 from tests.oracles.closed_forms import mean_quartic
@@ -57,7 +57,7 @@ def measure(count, dimension, dtype=jnp.float64, shift=1.5, seed=1):
 
 
 def evaluate(direction, F, mu, key=KEY, step=0):
-    return jax.jit(lambda key, mu: direction.at(jnp.int32(step))(key, F, mu))(key, mu)
+    return jax.jit(lambda key, mu: direction(key, F, mu, jnp.int32(step)))(key, mu)
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_adaptive_noise_keeps_its_inequality_and_descends(smoothness):
         gaps = jax.vmap(gap)(jnp.stack([beta, 2 * beta]))
         moved = mu.push_forward(-gamma * field)
         energy = mu.weights @ jnp.sum(field**2, axis=1)
-        return moved, injected(rule).at(jnp.int32(0))(key, F, mu).field - field, [beta, *gaps, F(moved) - value, energy]
+        return moved, injected(rule)(key, F, mu).field - field, [beta, *gaps, F(moved) - value, energy]
 
     seen, start = [], float(F(mu))
     for key in jax.random.split(KEY, 80):
@@ -191,7 +191,7 @@ def test_noise_enters_other_directions_off_the_particles(tolerance):
     lam = 0.1
     F, mu, phi = HalfMmd(jnp.ones((1, 2))), measure(3, 2), lambda t: 1 / (t + lam)
     velocity = partial(spectral_velocity, phi=phi, depth=6)
-    noisy, flat = injected(0.5, velocity).at(jnp.int32(0)), injected(0.0, velocity).at(jnp.int32(0))
+    noisy, flat = injected(0.5, velocity), injected(0.0, velocity)
 
     @jax.jit
     def fields(at):
@@ -212,9 +212,9 @@ def test_noise_injection_composes_with_jumps_and_optimizers():
     np.testing.assert_allclose(solution.value, -0.25, atol=1e-3)
 
 
-def test_perturbations_may_be_scheduled():
+def test_perturbations_know_the_step():
     trigger = gradient_trigger(eps=1.0, k_thres=5, f_thres=0.0)
-    shift = Scheduled(lambda step: lambda key, F, mu: jnp.full_like(mu.points, step.astype(mu.points.dtype)))
+    shift = lambda key, F, mu, step: jnp.full_like(mu.points, step.astype(mu.points.dtype))  # noqa: E731
     method, mu = flow(gradient, optax.set_to_zero(), shift, trigger), Particles.uniform(jnp.zeros((3, 1)))
     state = method.init(KEY, bowl, mu)._replace(step=jnp.int32(7))
     np.testing.assert_array_equal(jax.jit(lambda state: method.step(KEY, bowl, state)[0].mu.points)(state), 7.0)

@@ -28,11 +28,11 @@ CASES = {
     "flow(gradient, lambda step: 'x')": "is no number; give a float, a schedule",
     "descent(optax.sgd(0.1))": "make is a GradientTransformation.*; give a function of a key",
     "run(descent(lambda key: 0.1), F, DIRAC, KEY, 1)": "returns a float; return an optax transformation",
-    "certify(F, MU.points, 0.1, 0.1, KEY)": "certify: the measure is a .*Particles.uniform",
+    "certify(F, MU.points, 0.1, 0.1, KEY)": "certify: the objective asks for .weights.*Particles.uniform",
     "run(F, wgf(0.1), MU, KEY, 1)": "flow is a function; give a pwgf_jax.Flow",
     "run(optax.adam(0.1), F, MU, KEY, 1)": "made of it, like pwgf_jax.wgf",
     "sweep(wgf(0.1), F, KEY[None], 1)": "A problem makes .F, Particles. of a key",
-    "continuous_flow(F, MU, KEY, [1.0], direction=injected(0.1))": "no continuous time",
+    "continuous_flow(F, MU, KEY, [1.0], direction=0.1)": "the direction is a float; give",
     "continuous_flow(F, MU.points, KEY, [1.0])": "continuous_flow: the measure is a",
 }
 

@@ -12,6 +12,8 @@ from pwgf_jax import Particles, Status, functionals, matrix_function, run, saddl
 from pwgf_jax.flows import wasserstein_newton
 from pwgf_jax.flows.spectral import gram_function, levenberg_marquardt, spectral, spectral_velocity
 from pwgf_jax.measures import norm, traceable
+from pwgf_jax.perturbation import hessian_noise
+from pwgf_jax.transforms import gradient_trigger
 from tests.oracles.closed_forms import Network, mean_quartic, rotated, square_loss
 
 KEY = jax.random.key(0)
@@ -75,7 +77,8 @@ def test_every_eigendirection_grows_or_shrinks_by_its_factor(damping, part, solv
         B = 0 * B
     F = Quadratic(jnp.asarray(A), jnp.asarray(B))
     x, weights = rng(3).normal(size=(3, D)), np.array([0.2, 0.3, 0.5])
-    method = saddle_free_newton(ETA, beta=BETA, part=part, damping=damping, solver=solver, depth=12)
+    number = {"beta" if damping == "inside" else "damping": BETA}
+    method = saddle_free_newton(ETA, **number, part=part, solver=solver, depth=12)
     steps = 4
     state = after(method, F, Particles(jnp.asarray(x), jnp.asarray(weights)), steps)
     factor = [of_matrix(lambda t: 1 - ETA * t * PHI[damping](t), M) for M in (A + B, B)]
@@ -110,8 +113,9 @@ def test_an_exact_saddle_is_left_by_a_perturbation_only():
     start = Particles.uniform(jnp.zeros((4, 2)))
     still = after(saddle_free_newton(0.5, beta=1e-2), mean_quartic, start, steps=10)
     np.testing.assert_array_equal(still.mu.points, 0)
-    noise = {"eps": 1e-3, "eta_p": 1e-2, "k_thres": 30, "f_thres": 1e-3}
-    moved = run(saddle_free_newton(0.5, beta=1e-2, perturbation=noise), mean_quartic, start, KEY, steps=200)
+    trigger = gradient_trigger(eps=1e-3, k_thres=30, f_thres=1e-3)
+    jumps = {"perturbation": hessian_noise(1e-2), "trigger": trigger}
+    moved = run(saddle_free_newton(0.5, beta=1e-2, **jumps), mean_quartic, start, KEY, steps=200)
     assert int(moved.status) == Status.no_decrease
     np.testing.assert_allclose(moved.value, -0.25, atol=1e-5)
     assert np.flatnonzero(moved.records["perturbed"])[0] == 0
@@ -208,7 +212,7 @@ def test_levenberg_marquardt_damps_by_the_gradient(dtype, tolerance):
         [rule.beta(jnp.asarray(g, dtype)) for g in (0.0, 0.1, 1.0)], [0.01, 0.01, 0.25], rtol=1e-6
     )
     # where λ is asked for and not β, it is the root
-    outside = after(saddle_free_newton(1.0, beta=levenberg_marquardt(0.5), damping="outside"), F, mu, steps=0)
+    outside = after(saddle_free_newton(1.0, damping=levenberg_marquardt(0.5)), F, mu, steps=0)
     np.testing.assert_allclose(outside.evaluation.field, 2 / (2 + 0.5 * gradient_norm), rtol=tolerance(dtype))
     sobolev = after(sobolev_descent(1.0, damping=levenberg_marquardt(0.5)), F, mu, steps=0)
     np.testing.assert_allclose(sobolev.evaluation.field, 2 / (0.5 * gradient_norm), rtol=tolerance(dtype))
@@ -317,8 +321,6 @@ def test_velocities_of_a_constant_functional_are_zero():
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
-NOISE = {"eps": 0.1, "eta_p": 0.1, "k_thres": 3, "f_thres": 0.1}
-
 
 @pytest.mark.parametrize(
     ("build", "message"),
@@ -326,15 +328,13 @@ NOISE = {"eps": 0.1, "eta_p": 0.1, "k_thres": 3, "f_thres": 0.1}
         (lambda: saddle_free_newton(1.0, beta=0.0), "saddle_free_newton: beta=0.0; give a positive number"),
         (lambda: saddle_free_newton(1.0, beta=float("nan")), "beta=nan"),
         (lambda: saddle_free_newton(-1.0, beta=0.1), "step_size=-1.0"),
-        (lambda: saddle_free_newton(1.0, beta=0.1, damping=cast(Any, "aside")), "'aside'"),
+        (lambda: saddle_free_newton(1.0, beta=0.1, damping=0.1), "beta=0.1, damping=0.1; give one"),
+        (lambda: saddle_free_newton(1.0), "beta=None, damping=None; give one"),
         (lambda: saddle_free_newton(1.0, beta=0.1, part="local"), "part='local'"),
         (lambda: saddle_free_newton(1.0, beta=0.1, solver=cast(Any, "qr")), "'qr'"),
         (lambda: saddle_free_newton(1.0, beta=0.1, solver="gram"), "knows the integral Hessian only"),
         (lambda: saddle_free_newton(1.0, beta=0.1, max_rms=0.0), "max_rms=0.0"),
-        (lambda: saddle_free_newton(1.0, beta=0.1, perturbation={"eps": 0.1}), "lacks eta_p, f_thres, k_thres"),
-        (lambda: saddle_free_newton(1.0, beta=0.1, perturbation=NOISE | {"delta": 1}), "has no delta"),
-        (lambda: saddle_free_newton(1.0, beta=0.1, perturbation=NOISE | {"eps": -0.1}), "eps=-0.1"),
-        (lambda: saddle_free_newton(1.0, beta=0.1, batch_size=0), "batch_size=0"),
+        (lambda: saddle_free_newton(1.0, beta=0.1, perturbation=hessian_noise(0.1)), "without a trigger is never used"),
         (lambda: sobolev_descent(1.0, damping=-1.0), "sobolev_descent: damping=-1.0"),
         (lambda: wasserstein_newton(1.0, beta=0.0), "wasserstein_newton: beta=0.0"),
         (lambda: levenberg_marquardt(0.0), "factor=0.0"),

@@ -8,10 +8,11 @@ import pytest
 
 from pwgf_jax import Particles, flow, functionals, hessian_matrix, run
 from pwgf_jax.calculus import first_variation, value_and_wasserstein_gradient, wasserstein_gradient
-from pwgf_jax.flows import isotropic_noise, ksd_descent, ksd_direction, svgd, svgd_direction
+from pwgf_jax.flows import ksd_descent, ksd_direction, svgd, svgd_direction
 from pwgf_jax.functionals import stein_discrepancy
 from pwgf_jax.kernels import energy as riesz
 from pwgf_jax.kernels import feature, gaussian, imq, laplace, median_heuristic
+from pwgf_jax.perturbation import isotropic_noise
 from pwgf_jax.transforms import gradient_trigger
 
 KEY = jax.random.key(0)

@@ -186,7 +186,7 @@ def test_with_gradients_of_terms_it_takes_the_steps_of_values_at_a_query_each():
 
 
 def test_what_is_missing_or_wrong_is_named():
-    x, known = jnp.zeros(2), dict[str, Any](eps=0.1, **CONSTANTS)
+    x, known = jnp.zeros(2), CONSTANTS | {"eps": 0.1}
     for estimator in (sgd(4, 2), scsg(4, 2, 4), spider(4, 2, 4, epoch=2)):
         for make, name in ((zeroth_order_descent, "components"), (negative_curvature_descent, "grad_fn")):
             optimizer = make(estimator, **known)

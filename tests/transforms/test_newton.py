@@ -22,16 +22,16 @@ def quadratic(seed, eigenvalues):
     return lambda x: x @ A @ x / 2, np.asarray(A), q
 
 
-@pytest.mark.parametrize("damping", ["inside", "outside"])
-def test_saddle_free_newton_is_the_function_of_the_dense_hessian(damping):
+@pytest.mark.parametrize("name", ["beta", "damping"])
+def test_saddle_free_newton_is_the_function_of_the_dense_hessian(name):
     f, A, _ = quadratic(0, np.array([-2.0, -0.1, 0.3, 1.0, 4.0]))
     x = jnp.asarray(np.random.default_rng(1).normal(size=5))
-    transform = scale_by_saddle_free_newton(0.05, depth=5, damping=damping)
+    transform = scale_by_saddle_free_newton(depth=5, **{name: 0.05})
     found: Any = transform.update(jax.grad(f)(x), transform.init(x), x, value_fn=f)[0]
     values, vectors = np.linalg.eigh(A)
-    factors = 1 / np.sqrt(values**2 + 0.05) if damping == "inside" else 1 / (np.abs(values) + 0.05)
+    factors = 1 / np.sqrt(values**2 + 0.05) if name == "beta" else 1 / (np.abs(values) + 0.05)
     np.testing.assert_allclose(found, (vectors * factors) @ vectors.T @ A @ np.asarray(x), atol=1e-9)
-    np.testing.assert_allclose(absolute_inverse(0.05, damping)(jnp.asarray(values)), factors)
+    np.testing.assert_allclose(absolute_inverse(**{name: 0.05})(jnp.asarray(values)), factors)
 
 
 def test_saddle_free_newton_crosses_the_octopus_in_time_linear_in_its_saddles():
