@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pwgf_jax import problems
+from pwgf_jax import problems, trees
 from pwgf_jax.experiments import tables
 from pwgf_jax.experiments.sizes import check_fits
 from pwgf_jax.problems import Problem
 
-__all__ = ["OBJECTIVES", "Objective", "Setting"]
+__all__ = ["OBJECTIVES", "Objective"]
 
 
 class Objective(NamedTuple):
@@ -36,53 +36,6 @@ class Objective(NamedTuple):
     problem: Problem
     later: Problem | None = None
     stats: Callable[[Any], dict[str, Array]] | None = None
-
-
-class Setting(NamedTuple):
-    """An objective, and the constants that its methods may use.
-
-    Args:
-        problem: the objective.
-        smoothness: ℓ, Lipschitz constant of the gradient where runs go.
-        hessian_lipschitz: ρ, of the Hessian.
-        eps: ε, gradient norm of a second-order point.
-        delta: δ; its least curvature is at least −δ.
-        later: what a method that defers changes to; None if the objective offers nothing.
-
-    Example:
-        >>> setting = Setting(problems.double_well(3), 2.0, 6.0, 1e-3, 0.1)
-        >>> setting.dimension, round(setting.escape, 4)
-        (3, 0.0167)
-    """
-
-    problem: Problem
-    smoothness: float
-    hessian_lipschitz: float
-    eps: float
-    delta: float
-    later: Problem | None = None
-
-    @property
-    def dimension(self) -> int:
-        """How many parameters."""
-        shapes = jax.eval_shape(self.problem.init, jax.random.key(0))
-        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-    @property
-    def escape(self) -> float:
-        """δ/ρ, how far a curvature of −δ reaches for certain."""
-        return self.delta / self.hessian_lipschitz
-
-    @property
-    def size(self) -> int:
-        """Terms of the objective; one where it is no finite sum."""
-        return self.problem.size or 1
-
-    def components(self, params: Any, indices: Array) -> Array:
-        """The terms of these indices."""
-        if self.problem.components is None:
-            return jnp.full(indices.shape, self.problem.value(params))
-        return self.problem.components(params, indices)
 
 
 _DEEPEST = 1000  # layers, which are traced one by one
@@ -222,7 +175,7 @@ def _aligned(problem: Problem) -> Objective:
 
     def stats(u: Array) -> dict[str, Array]:
         length = jnp.linalg.norm(u) * jnp.linalg.norm(leading)
-        return {"alignment": jnp.abs(u @ leading) / jnp.where(length > 0, length, 1)}
+        return {"alignment": trees.divided(jnp.abs(u @ leading), length)}
 
     return Objective(problem, stats=stats)
 

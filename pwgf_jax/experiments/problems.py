@@ -24,32 +24,37 @@ from jaxtyping import Array
 
 from pwgf_jax.calculus import Functional
 from pwgf_jax.contract import check_functional
+from pwgf_jax.experiments.batches import Setting
 from pwgf_jax.experiments.config import Call, Config, Method
 from pwgf_jax.experiments.data import Source
 from pwgf_jax.experiments.descents import Descent
 from pwgf_jax.experiments.heldout import Measured
-from pwgf_jax.experiments.objectives import Objective, Setting
+from pwgf_jax.experiments.objectives import Objective
 from pwgf_jax.experiments.reading import ConfigError, Place, make, parameters, read, suggestion
 from pwgf_jax.experiments.registry import (
     FLOWS,
     FUNCTIONALS,
+    NOISE,
     OBJECTIVES,
     OWN_DATA,
     SAMPLES,
     SOURCES,
     STARTS,
     TRANSFORMS,
+    WINDOW,
     own_data,
 )
 from pwgf_jax.experiments.sizes import check_fits, largest, size_of
 from pwgf_jax.experiments.starts import Start
-from pwgf_jax.flows import Flow, FlowState, descent
+from pwgf_jax.flows import Flow, FlowState, descent, minibatch
 from pwgf_jax.functionals import entropy, functional, potential
 from pwgf_jax.functionals.entropy import NEIGHBOUR
 from pwgf_jax.measures import Particles
+from pwgf_jax.perturbation import hessian_noise
 from pwgf_jax.problems import CriticalPoint, Problem
 from pwgf_jax.problems.base import around
 from pwgf_jax.solve import Record
+from pwgf_jax.transforms import gradient_trigger
 
 __all__ = ["Experiment", "build", "build_objective"]
 
@@ -227,7 +232,7 @@ def build_objective(config: Config) -> Experiment:
         )
     whole = made if isinstance(made, Objective) else Objective(made)
     objective = whole.problem
-    setting = Setting(objective, **(spec.constants or {}), later=whole.later)
+    setting = Setting.of(objective, whole.later, **(spec.constants or {}))
     points = itertools.chain([objective.minimum], objective.local_minima, objective.saddles)
     known = [each for each in itertools.islice(points, _KNOWN + 1) if each is not None]
     for each in known:
@@ -246,7 +251,7 @@ def build_objective(config: Config) -> Experiment:
 
     flows: dict[str, Flow] = {}
     records: dict[str, Record] = {}
-    dense = setting.dimension <= _DENSE
+    dense = setting.constants.dimension <= _DENSE
     stats = partial(_at_point, whole, dense) if dense or whole.stats is not None else None
     for arm, call in config.arms.items():
         with _blamed(root / "arms" / arm):
@@ -262,7 +267,7 @@ def build_objective(config: Config) -> Experiment:
     if 0 < len(known) <= _KNOWN:  # of too many, none: where a run ends would be named after the wrong one
         facts["landmarks"] = {each.name: float(each.value) for each in known}
     if dense:
-        facts["second_order"] = {"eps": setting.eps, "delta": setting.delta}
+        facts["second_order"] = {"eps": setting.constants.eps, "delta": setting.constants.delta}
     return Experiment(problem, flows, keys, records, None, None, facts)
 
 
@@ -283,7 +288,14 @@ def _start(
 def _flow(call: Method) -> Flow:
     if call.kind == "transform":
         raise ValueError(f'transform = "{call.name}" is for an objective; name a flow, or give problem.objective.')
-    return FLOWS[call.name].make(**{name: make(name, value) for name, value in call.arguments.items()})
+    arguments = {name: make(name, value) for name, value in call.arguments.items()}
+    size, jumps = arguments.pop("batch_size", None), arguments.pop("perturbation", None)
+    if jumps is not None:
+        arguments["perturbation"] = hessian_noise(**{name: jumps[name] for name in NOISE.keys() & jumps.keys()})
+        if window := {name: jumps[name] for name in WINDOW.keys() & jumps.keys()}:
+            arguments["trigger"] = gradient_trigger(**window)
+    method = FLOWS[call.name].make(**arguments)
+    return method if size is None else minibatch(method, size)
 
 
 def _keys(config: Config, root: Place) -> Array:

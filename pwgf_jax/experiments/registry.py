@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, get_type_hints
 
-from pwgf_jax import flows, functionals
+from pwgf_jax import flows, functionals, perturbation, transforms
 from pwgf_jax.experiments import data, samples, starts, tables
 from pwgf_jax.experiments.descents import DESCENTS
 from pwgf_jax.experiments.objectives import OBJECTIVES as PROBLEMS
-from pwgf_jax.experiments.objectives import Setting
 from pwgf_jax.experiments.reading import Parameter, parameters
+from pwgf_jax.theory import Constants
 
 __all__ = [
     "CONSTANTS",
     "FLOWS",
     "FUNCTIONALS",
-    "JUMPS",
+    "NOISE",
     "OBJECTIVES",
     "OWN_DATA",
     "SAMPLES",
     "SOURCES",
     "STARTS",
     "TRANSFORMS",
+    "WINDOW",
     "Entry",
     "own_data",
 ]
@@ -39,6 +40,7 @@ class Entry:
     Args:
         make: function or class to call.
         given: its arguments that do not come from the config.
+        added: keys that its table may have beside its arguments.
 
     Example:
         >>> STARTS["antithetic"].signature
@@ -47,11 +49,12 @@ class Entry:
 
     make: Callable[..., Any]
     given: tuple[str, ...] = ()
+    added: Mapping[str, Parameter] = field(default_factory=dict)
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
         """The keys that its table may have."""
-        return parameters(self.make, without=self.given)
+        return parameters(self.make, without=self.given) | self.added
 
     @property
     def signature(self) -> str:
@@ -92,9 +95,16 @@ def _offered(module: Any, wanted: Callable[[Any], bool]) -> dict[str, Any]:
 
 def _is_method(thing: Any) -> bool:
     """Whether it is a named method: a constructor of flows whose arguments a config can write."""
-    if not inspect.isfunction(thing) or thing in (flows.flow, flows.descent):
+    if not inspect.isfunction(thing) or thing in (flows.flow, flows.descent, flows.minibatch):
         return False
     return get_type_hints(thing).get("return") is flows.Flow
+
+
+def _method(thing: Any) -> Entry:
+    """A flow in a config: beside its numbers the size of a minibatch, and where it can be perturbed a table of that."""
+    takes = inspect.signature(thing).parameters.keys() & {"perturbation", "trigger"}
+    added = {"batch_size": Parameter(int, None)} | ({"perturbation": Parameter(dict, None)} if takes else {})
+    return Entry(thing, tuple(takes), added)
 
 
 def _data_of(thing: Any) -> tuple[str, ...]:
@@ -104,14 +114,14 @@ def _data_of(thing: Any) -> tuple[str, ...]:
 
 
 # Whatever the library offers of a kind can be named: a new flow or loss needs no line here.
-FLOWS = {name: Entry(thing) for name, thing in _offered(flows, _is_method).items()}
+FLOWS = {name: _method(thing) for name, thing in _offered(flows, _is_method).items()}
 FUNCTIONALS = {
     name: Entry(thing, _data_of(thing)) for name, thing in _offered(functionals, lambda f: bool(_data_of(f))).items()
 }
 # Functions of finitely many parameters, the methods for them, and what these may know.
 OBJECTIVES = {name: Entry(make, ("key", "dtype")) for name, make in PROBLEMS.items()}
 TRANSFORMS = {name: Entry(make, ("setting",)) for name, make in DESCENTS.items()}
-CONSTANTS = parameters(Setting, without=("problem",))
+CONSTANTS = parameters(Constants, without=("dimension", "size"))
 SOURCES = {
     "teacher": Entry(data.Teacher),
     "sign_pairs": Entry(data.SignPairs),
@@ -121,12 +131,9 @@ SOURCES = {
 # Sources of a target's sample, where the others are of inputs and targets.
 SAMPLES = {"gaussian": Entry(samples.gaussian), "three_rings": Entry(samples.three_rings)}
 OWN_DATA = Entry(tables.read_table, ("path",))
-# The keys of a table that adds the jumps of pwgf to another flow.
-JUMPS = {
-    name: parameter
-    for name, parameter in FLOWS["pwgf"].parameters.items()
-    if name in ("eps", "eta_p", "k_thres", "f_thres", "sampler")
-}
+# The keys of a table ``perturbation``: of Hessian-guided noise, and of the trigger where a flow takes one.
+NOISE = parameters(perturbation.hessian_noise, without=("part",))
+WINDOW = parameters(transforms.gradient_trigger)
 STARTS = {
     "gaussian": Entry(starts.Gaussian),
     "antithetic": Entry(starts.Antithetic),

@@ -67,10 +67,35 @@ class Constants:
         """δ³/10ρ², a tenth of the scale of what an escape brings."""
         return self.delta**3 / self.hessian_lipschitz**2 / 10
 
-    @property
-    def root(self) -> int:
-        """⌈√n⌉, terms of a batch and steps of an epoch of the variance-reduced methods."""
-        return math.ceil(math.sqrt(self.size))
+    def sgd(self) -> dict[str, Any]:
+        """Batches of ⌈√n⌉ terms.
+
+        Example:
+            >>> Constants(2.0, 6.0, eps=1e-3, delta=0.3, size=100).sgd()
+            {'size': 100, 'batch': 10}
+        """
+        return {"size": self.size, "batch": math.ceil(math.sqrt(self.size))}
+
+    def scsg(self) -> dict[str, Any]:
+        """The same, and all terms where an epoch opens.
+
+        Example:
+            >>> Constants(2.0, 6.0, eps=1e-3, delta=0.3, size=100).scsg()["large_batch"]
+            100
+        """
+        return {**self.sgd(), "large_batch": self.size}
+
+    def spider(self) -> dict[str, Any]:
+        """The same, with epochs as long as batches are large.
+
+        Example:
+            >>> Constants(2.0, 6.0, eps=1e-3, delta=0.3, size=100).spider()["epoch"]
+            10
+
+        References:
+            Fang, Li, Lin, Zhang, arXiv:1807.01695.
+        """
+        return {**self.scsg(), "epoch": self.sgd()["batch"]}
 
     def gradient_trigger(self) -> dict[str, Any]:
         """The window and the decrease above, where the gradient is at most ε.
@@ -91,23 +116,31 @@ class Constants:
         """
         return {"learning_rate": 1 / self.smoothness, "radius": self.reach / 10, **self.gradient_trigger()}
 
-    def hessian_product_noise(self) -> dict[str, Any]:
-        r"""The factor :math:`\eta_p=\frac\delta{10\rho\ell\sqrt d}`: as long as ball noise, where the Hessian is ℓ.
+    def hessian_noise(self, length: float | None = None) -> dict[str, Any]:
+        r"""The factor :math:`\eta_p=\frac r{\ell\sqrt d}`: as long as noise in a ball of radius r where H is ℓ.
+
+        Args:
+            length: r; a tenth of the reach, as in :meth:`pgd`, if it is not given.
 
         Example:
-            >>> round(Constants(2.0, 6.0, eps=1e-3, delta=0.3, dimension=4).hessian_product_noise()["eta_p"], 6)
+            >>> round(Constants(2.0, 6.0, eps=1e-3, delta=0.3, dimension=4).hessian_noise()["eta_p"], 6)
             0.00125
         """
-        return {"eta_p": self.reach / 10 / (self.smoothness * math.sqrt(self.dimension))}
+        r = self.reach / 10 if length is None else length
+        return {"eta_p": r / (self.smoothness * math.sqrt(self.dimension))}
 
-    def noisy_sgd(self) -> dict[str, Any]:
-        r"""Of ``optax.noisy_sgd``: Gaussian noise of length ε/3 in every gradient, of variance :math:`\epsilon^2/9d`.
+    def noisy_sgd(self, length: float | None = None) -> dict[str, Any]:
+        r"""Of ``optax.noisy_sgd``: Gaussian noise of length r in every gradient, of variance :math:`r^2/d`.
+
+        Args:
+            length: r [units of the gradient]; ε/3 if it is not given.
 
         Example:
             >>> round(Constants(2.0, 6.0, eps=3.0, delta=0.3, dimension=4).noisy_sgd()["eta"], 6)
             0.25
         """
-        return {"learning_rate": 1 / self.smoothness, "eta": (self.eps / 3) ** 2 / self.dimension, "gamma": 0.0}
+        r = self.eps / 3 if length is None else length
+        return {"learning_rate": 1 / self.smoothness, "eta": r**2 / self.dimension, "gamma": 0.0}
 
     def pgd_2017(self, gap: float, failure: float = 0.1, c: float = 0.5) -> dict[str, Any]:
         r"""The constants of the first paper on perturbed gradient descent, for δ = √(ρε).
@@ -192,7 +225,7 @@ class Constants:
 
         Example:
             >>> found = Constants(2.0, 6.0, eps=1e-3, delta=0.3, size=100).ssrgd()
-            >>> found["batch"], found["epoch"], found["t_thres"]
+            >>> found["batch"], found["epoch"], found["k_thres"]
             (10, 10, 124)
 
         References:
@@ -200,17 +233,15 @@ class Constants:
         """
         return {
             "learning_rate": 0.5 / self.smoothness,
-            "size": self.size,
-            "batch": self.root,
-            "epoch": self.root,
+            **self.spider(),
             "radius": self.reach / 10,
             "eps": self.eps,
             "f_thres": self.decrease,
-            "t_thres": 2 * self.window,
+            "k_thres": 2 * self.window,
         }
 
     def negative_curvature_descent(self) -> dict[str, Any]:
-        """ℓ, ρ, ε and δ, of which Neon2 makes its own steps: for the zeroth-order methods too.
+        """ℓ, ρ, ε and δ, of which Neon2 makes its own steps.
 
         Example:
             >>> Constants(2.0, 6.0, eps=1e-3, delta=0.3).negative_curvature_descent()["delta"]
@@ -218,6 +249,15 @@ class Constants:
         """
         names = ("smoothness", "hessian_lipschitz", "eps", "delta")
         return {name: getattr(self, name) for name in names}
+
+    def zeroth_order_descent(self) -> dict[str, Any]:
+        """The same.
+
+        Example:
+            >>> Constants(2.0, 6.0, eps=1e-3, delta=0.3).zeroth_order_descent()["smoothness"]
+            2.0
+        """
+        return self.negative_curvature_descent()
 
     def compressed_sgd(self, k: int) -> dict[str, Any]:
         r"""For a compressor that keeps k of d numbers: rate k/dℓ, noise of length ε/3, a reset every ⌈d/k⌉ steps.

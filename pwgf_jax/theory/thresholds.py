@@ -47,6 +47,7 @@ class TheoryParameters(Mapping[str, Any]):
         k_thres: length of the waiting window [steps].
         t_thres: length of the waiting window in continuous time [length² per unit of F].
         f_thres: decrease that a window has to exceed [units of F].
+        delta: δ, negative curvature that is left behind [units of F per length²].
 
     Example:
         >>> parameters = theory_parameters(1e-3, 0.1, step_size=0.1)
@@ -60,6 +61,7 @@ class TheoryParameters(Mapping[str, Any]):
     k_thres: int
     t_thres: float
     f_thres: float
+    delta: float
 
     def __getitem__(self, name: str) -> Any:
         if name not in tuple(self):
@@ -169,7 +171,7 @@ def theory_parameters(
     smallest = math.sqrt(math.pi / 2) * failure / saddles  # P(|z| < this) is at most the failure allowed
     growth = factors.window * math.log1p(1 / (rho * eta_p * smallest))
     k_thres = math.ceil(growth / math.log1p(eta * delta))
-    return TheoryParameters(eta, eps, eta_p, k_thres, growth / delta, f_thres)
+    return TheoryParameters(eta, eps, eta_p, k_thres, growth / delta, f_thres, delta)
 
 
 def _warn_where_theorems_are_silent(eps: float, delta: float, gradient: float, rho: float, eta: float) -> None:

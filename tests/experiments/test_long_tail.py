@@ -14,10 +14,11 @@ from jax.flatten_util import ravel_pytree
 
 from pwgf_jax import problems
 from pwgf_jax.experiments import ConfigError, build, load
+from pwgf_jax.experiments.batches import Setting
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.descents import DESCENTS
 from pwgf_jax.experiments.folder import Arm, open_run
-from pwgf_jax.experiments.objectives import OBJECTIVES, Setting
+from pwgf_jax.experiments.objectives import OBJECTIVES
 from pwgf_jax.experiments.summary import extremes, landing, overview
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -25,6 +26,8 @@ digits: Any = partial(OBJECTIVES["long_tailed_digits"], hidden=2, depth=40)
 
 
 # Methods that change to another loss
+
+ONES: dict[str, float] = {"smoothness": 1.0, "hessian_lipschitz": 1.0, "eps": 1e-3, "delta": 0.1}
 
 
 def bowl(curvature):
@@ -36,7 +39,7 @@ def bowl(curvature):
 
 def path(method, steps, **numbers):
     first = bowl(1.0)
-    setting = Setting(first, 1.0, 1.0, 1e-3, 0.1, bowl(3.0))
+    setting = Setting.of(first, bowl(3.0), **ONES)
     optimizer = optax.with_extra_args_support(DESCENTS[method](setting, **numbers).make(jax.random.key(0)))
     components: Any = first.components
 
@@ -65,7 +68,7 @@ def test_from_the_step_of_deferral_on_gradients_are_of_the_other_loss(method, ba
 
 
 def test_what_cannot_be_deferred_is_refused():
-    alone, changing = (Setting(bowl(1.0), 1.0, 1.0, 1e-3, 0.1, later) for later in (None, bowl(3.0)))
+    alone, changing = (Setting.of(bowl(1.0), later, **ONES) for later in (None, bowl(3.0)))
     for method, numbers in {"sgd": {}, "sam": {"radius": 0.1}}.items():
         with pytest.raises(ValueError, match=r"defer = 5; this objective has nothing to change to later"):
             DESCENTS[method](alone, defer=5, **numbers)

@@ -10,12 +10,13 @@ import pytest
 
 from pwgf_jax import Particles, functionals, problems, run
 from pwgf_jax.experiments import ConfigError, build, dump, load
+from pwgf_jax.experiments.batches import Setting
 from pwgf_jax.experiments.certification import certify_run
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.config import parse, unfold
 from pwgf_jax.experiments.descents import DESCENTS
 from pwgf_jax.experiments.folder import Arm, open_run
-from pwgf_jax.experiments.objectives import OBJECTIVES, Setting
+from pwgf_jax.experiments.objectives import OBJECTIVES
 from pwgf_jax.experiments.registry import OBJECTIVES as ENTRIES
 from pwgf_jax.experiments.summary import objectives
 from pwgf_jax.flows import descent
@@ -86,7 +87,7 @@ def calls_of(name, steps, problem, **arguments):
         return problem.value(x)
 
     counted = problems.Problem(value, problem.init, problem.saddles, problem.minimum)
-    method = DESCENTS[name](Setting(counted, 2.0, 6.0, 1e-3, 0.3), **(ARGUMENTS.get(name, {}) | arguments))
+    method = DESCENTS[name](Setting.of(counted, **CONSTANTS), **(ARGUMENTS.get(name, {}) | arguments))
     record = Record(
         every=steps,
         state_stats=lambda state: dict(

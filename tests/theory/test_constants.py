@@ -4,9 +4,11 @@ import inspect
 from typing import Any
 
 import numpy as np
+import optax
 import pytest
 
 from pwgf_jax import transforms
+from pwgf_jax.perturbation import hessian_noise
 from pwgf_jax.theory import Constants
 
 KNOWN = Constants(2.0, 0.5, eps=0.01, delta=0.1, dimension=7, size=30)
@@ -38,7 +40,9 @@ def arguments(constants: Constants) -> dict[str, dict[str, Any]]:
 def test_rules_name_arguments_of_the_methods_they_are_named_after():
     for name, found in arguments(KNOWN).items():
         assert found.keys() <= inspect.signature(getattr(transforms, name)).parameters.keys()
-    assert len(arguments(KNOWN)) >= 9
+    assert len(arguments(KNOWN)) >= 13
+    assert KNOWN.hessian_noise().keys() <= inspect.signature(hessian_noise).parameters.keys()
+    assert KNOWN.noisy_sgd().keys() <= inspect.signature(optax.noisy_sgd).parameters.keys()
 
 
 # Of each argument its power of (force, length), where f has the unit force · length.
@@ -47,7 +51,6 @@ UNITS = {
     "radius": (0, 1),
     "eps": (1, 0),
     "f_thres": (1, 1),
-    "eta_p": (-1, 2),
     "noise_radius": (1, 0),
     "separation": (0, 1),
     "kick": (0, 1),

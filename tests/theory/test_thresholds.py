@@ -93,7 +93,7 @@ def test_jumps_from_a_saddle_escape_within_the_window_as_often_as_promised(delta
 def test_estimated_constants_escape_as_well():
     delta, seeds, failure = 0.1, 100, 0.01
     F, saddle = QUARTIC
-    smoothness = estimate_smoothness(jax.random.key(1), F, saddle, radius=delta**0.5, probes=3)
+    smoothness = estimate_smoothness(F, saddle, key=jax.random.key(1), radius=delta**0.5, probes=3)
     parameters = theory_parameters(1e-4, delta, **smoothness._asdict(), failure=failure)
     solution = sweep(
         pwgf(parameters.step_size, **parameters),
@@ -246,7 +246,7 @@ def test_constants_of_a_quadratic_are_exact(dtype, key, tolerance):
         mean = mu.weights @ points
         return mean @ A @ mean / 2 + mu.weights @ jnp.sum(points**2, axis=-1) / 4
 
-    found = estimate_smoothness(key, F, mu, radius=0.5, probes=2)
+    found = estimate_smoothness(F, mu, key=key, radius=0.5, probes=2)
     expected = np.max(np.abs(np.linalg.eigvalsh(np.asarray(A, np.float64) + np.eye(2) / 2)))
     np.testing.assert_allclose(found.lipschitz_gradient, expected, rtol=tolerance(dtype))
     np.testing.assert_allclose([found.lipschitz_hessian, found.lipschitz_local], 0, atol=tolerance(dtype))
@@ -255,7 +255,7 @@ def test_constants_of_a_quadratic_are_exact(dtype, key, tolerance):
 @pytest.mark.parametrize("radius", [0.5, 2.0])
 def test_constants_of_the_mean_quartic_come_from_below_and_close(radius, key):
     # ‖∇²_μF‖ at a mean m is the larger of |δ − 3|m|²| and |δ − |m|²|, its Lipschitz constant in |m| ≤ r is 6r.
-    found = estimate_smoothness(key, *QUARTIC, radius=radius, probes=3)
+    found = estimate_smoothness(*QUARTIC, key=key, radius=radius, probes=3)
     gradient, hessian = 3 * radius**2 - 0.1, 6 * radius
     assert 0.99 * gradient <= found.lipschitz_gradient <= gradient * (1 + 1e-9)
     assert 0.7 * hessian <= found.lipschitz_hessian <= hessian * (1 + 1e-9)
@@ -271,7 +271,7 @@ def waves(x, y):
 def test_constants_of_a_trigonometric_energy_are_never_overestimated(radius, key):
     # ½∬Σcos(x_c − y_c) + ∫Σcos(x_c): the kernel is at most 1 and the local part at most 2. Along a field v the kernel
     # changes by at most |v(x)| + |v(y)|, the local part by at most 2|v(x)| + ∫|v|dμ.
-    found = estimate_smoothness(key, waves, cloud(float), radius=radius)
+    found = estimate_smoothness(waves, cloud(float), key=key, radius=radius)
     low = 0.25 if radius <= 1 else 0.0  # over more than a wavelength the change per distance is small
     assert low * 3 <= found.lipschitz_gradient <= 3 + 1e-9
     assert low * 2 <= found.lipschitz_hessian <= 2 + 1e-9
@@ -281,8 +281,8 @@ def test_constants_of_a_trigonometric_energy_are_never_overestimated(radius, key
 def test_estimates_refuse_what_they_cannot_use(key):
     F, mu = functionals.potential(jnp.sum), cloud(float)
     with pytest.raises(ValueError, match=r"radius=0\.0; give a positive length"):
-        estimate_smoothness(key, F, mu, radius=0.0)
+        estimate_smoothness(F, mu, key=key, radius=0.0)
     with pytest.raises(ValueError, match="probes=0, depth=16; give at least one"):
-        estimate_smoothness(key, F, mu, radius=1.0, probes=0)
+        estimate_smoothness(F, mu, key=key, radius=1.0, probes=0)
     with pytest.raises(TypeError, match="estimate_smoothness: key is a uint32 array"):
-        estimate_smoothness(jax.random.PRNGKey(0), F, mu, radius=1.0)
+        estimate_smoothness(F, mu, key=jax.random.PRNGKey(0), radius=1.0)
