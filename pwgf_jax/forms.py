@@ -266,8 +266,8 @@ def least_squares(
     if not squares or len(squares) + len(linear) < len(terms):
         kinds = ", ".join(sorted({type(part).__name__ for _, part in terms}))
         raise ValueError(
-            "a least-squares functional is needed (mean_field_regression, student_teacher), or a sum of such ones and "
-            f"potentials without a negative factor; given {kinds}."
+            "the Gram matrix needs a least-squares functional (mean_field_regression, student_teacher), or a sum of "
+            f"such ones and potentials without a negative factor; given {kinds}."
         )
 
     def residuals(mu: Particles) -> Float[Array, " b"]:

@@ -59,7 +59,7 @@ def test_the_local_part_alone_sees_a_confinement():
     ],
 )
 def test_what_is_not_least_squares_is_refused(F, kinds):
-    with pytest.raises(ValueError, match=f"a least-squares functional is needed .* given {kinds}"):
+    with pytest.raises(ValueError, match=f"needs a least-squares functional .* given {kinds}"):
         gram_function(F, MU, lambda t: t)
 
 
