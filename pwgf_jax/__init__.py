@@ -47,7 +47,7 @@ from pwgf_jax.perturbation import (
     smooth_isotropic,
 )
 from pwgf_jax.solve import Record, Solution, continuous_pwgf, run, sweep
-from pwgf_jax.theory import estimate_smoothness, theory_parameters
+from pwgf_jax.theory import estimate_smoothness, suggest_parameters, theory_parameters
 
 __version__ = "0.1.0"
 
@@ -96,6 +96,7 @@ __all__ = [
     "smooth_isotropic",
     "sobolev_descent",
     "spectral_density",
+    "suggest_parameters",
     "svgd",
     "sweep",
     "theory_parameters",

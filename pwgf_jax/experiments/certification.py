@@ -160,7 +160,7 @@ def _final_measure(final: Mapping[str, np.ndarray], arm: str, seed: int, like: P
 def _own_eps(flow: Call, arm: Arm) -> float:
     """The arm's own eps if it says anything about the arm's gradients."""
     peak = float(np.max(arm.of("gradient_norm"), initial=0.0))
-    own = (flow.arguments.get("perturbation") or flow.arguments).get("eps", math.inf)
+    own = (flow.arguments | flow.arguments.get("perturbation", {})).get("eps", math.inf)
     return own if 0 < own < peak else max(1e-3, 0.01 * peak)
 
 

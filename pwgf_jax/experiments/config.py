@@ -17,13 +17,14 @@ from pwgf_jax.experiments.registry import (
     CONSTANTS,
     FLOWS,
     FUNCTIONALS,
-    JUMPS,
+    NOISE,
     OBJECTIVES,
     OWN_DATA,
     SAMPLES,
     SOURCES,
     STARTS,
     TRANSFORMS,
+    WINDOW,
     Entry,
     own_data,
 )
@@ -320,7 +321,8 @@ def _method(table: dict[str, Any], place: Place) -> Method:
         )
     call = _call({name: value for name, value in table.items() if name != "steps"}, kind, known, place)
     if isinstance(jumps := call.arguments.get("perturbation"), dict):
-        call.arguments["perturbation"] = read(jumps, JUMPS, place / "perturbation")
+        allowed = NOISE | (WINDOW if "trigger" in FLOWS[call.name].given else {})
+        call.arguments["perturbation"] = read(jumps, allowed, place / "perturbation")
     return _make(Method, place, **vars(call), kind=kind, **read(steps, {"steps": Parameter(int, None)}, place))
 
 

@@ -51,7 +51,7 @@ def cost_model(flow: Call, points: int | None) -> dict[str, float]:
     arguments = flow.arguments
     share = min(arguments.get("batch_size", points) / points, 1.0) if points else 1.0
     step = _step(flow.name, arguments)
-    jumps = arguments.get("perturbation") or (arguments if "k_thres" in arguments else None)
+    jumps = arguments if "k_thres" in arguments else arguments.get("perturbation")
     if jumps is None:
         return {"step": share * step, "jump": 0.0}
     return {"step": share * step, "jump": share * (step + PRODUCT * _jump(flow.name, jumps))}
@@ -73,10 +73,11 @@ def _jump(name: str, arguments: Mapping[str, Any]) -> int:
     """The Hessian products before a jump."""
     if name == "isotropic_pwgf":
         return 0 if "scale" in arguments else 8
-    noise = 2 * _DEPTH if arguments.get("sampler") == "lanczos" else 1
-    if arguments.get("trigger") != "certificate":
-        return noise
-    return arguments.get("depth", _DEPTH) + 1 + (0 if arguments.get("along") == "direction" else noise)
+    examined = arguments.get("depth", _DEPTH) + 1 if name == "certified_pwgf" else 0
+    if examined and "perturbation" not in arguments:
+        return examined
+    sampler = arguments.get("perturbation", arguments).get("sampler")
+    return examined + (2 * _DEPTH if sampler == "lanczos" else 1)
 
 
 def gradients(arm: Arm) -> np.ndarray:

@@ -95,7 +95,7 @@ def _offered(module: Any, wanted: Callable[[Any], bool]) -> dict[str, Any]:
 
 def _is_method(thing: Any) -> bool:
     """Whether it is a named method: a constructor of flows whose arguments a config can write."""
-    if not inspect.isfunction(thing) or thing in (flows.flow, flows.descent, flows.minibatch):
+    if not inspect.isfunction(thing) or thing in (flows.flow, flows.descent, flows.seeded, flows.minibatch):
         return False
     return get_type_hints(thing).get("return") is flows.Flow
 

@@ -18,7 +18,8 @@ from jaxtyping import Array, PyTree
 
 from pwgf_jax import trees
 from pwgf_jax.calculus import Functional, value_and_wasserstein_gradient, wasserstein_gradient
-from pwgf_jax.flows.base import Direction, Evaluation, Flow, StepSize, flow, preset
+from pwgf_jax.flows.base import Direction, StepSize, flow
+from pwgf_jax.flows.protocol import Evaluation, Flow, preset
 from pwgf_jax.measures import Field, Particles, norm, norm_squared, per_particle
 from pwgf_jax.perturbation import isotropic
 
@@ -127,7 +128,7 @@ def adaptive_level(largest: float, *, smoothness: float | None = None, trials: i
     return AdaptiveLevel(largest, smoothness, trials)
 
 
-def injected(level: float | optax.Schedule | AdaptiveLevel, velocity: Velocity | None = None) -> Direction:
+def injected(level: float | Array | optax.Schedule | AdaptiveLevel, velocity: Velocity | None = None) -> Direction:
     r"""The direction :math:`\nabla_\mu F(\mu,x+\beta_ku)`, u ~ N(0, I) for every particle and step.
 
     Only the point of evaluation is noisy; the measure in the gradient, the value and the gradient norm are those of the

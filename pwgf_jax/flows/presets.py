@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pwgf_jax.flows.base import Flow, StepSize, flow, gradient, preset
+from pwgf_jax.flows.base import StepSize, flow, gradient
+from pwgf_jax.flows.protocol import Flow, preset
 from pwgf_jax.perturbation import Noise, hessian_noise, isotropic_noise
 from pwgf_jax.transforms import certificate_trigger, gradient_trigger
 

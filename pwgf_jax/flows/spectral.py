@@ -16,7 +16,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from functools import reduce
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -31,16 +31,16 @@ from pwgf_jax.calculus import (
     wasserstein_gradient,
     wasserstein_hessian,
 )
-from pwgf_jax.flows.base import Direction, Evaluation, Flow, StepSize, flow, preset
+from pwgf_jax.flows.base import Direction, StepSize, flow
+from pwgf_jax.flows.damping import Damping, rule
+from pwgf_jax.flows.protocol import Evaluation, Flow, preset
 from pwgf_jax.krylov import dense_function, eigh, matrix_function
 from pwgf_jax.measures import Field, Particles, norm, per_particle
 from pwgf_jax.perturbation import Noise
 from pwgf_jax.transforms import Trigger, absolute_inverse
 
 __all__ = [
-    "LevenbergMarquardt",
     "gram_function",
-    "levenberg_marquardt",
     "saddle_free_newton",
     "sobolev_descent",
     "spectral",
@@ -52,76 +52,6 @@ Phi: TypeAlias = Callable[[Array, Array], Array]
 """φ(eigenvalues, gradient norm): a damping may shrink as the gradient does."""
 
 Solver: TypeAlias = Literal["lanczos", "dense", "gram"]
-
-
-class LevenbergMarquardt(NamedTuple):
-    """A damping λ that follows the gradient norm, see :func:`levenberg_marquardt`.
-
-    Args:
-        factor: λ per gradient norm [1 / length].
-        floor: least λ [units of F per length²].
-
-    Example:
-        >>> levenberg_marquardt(2.0)
-        LevenbergMarquardt(factor=2.0, floor=0.0)
-    """
-
-    factor: float
-    floor: float
-
-    def damping(self, gradient_norm: Array) -> Array:
-        """λ, for (H + λ)⁻¹ [curvature]."""
-        return jnp.maximum(self.factor * gradient_norm, self.floor)
-
-    def beta(self, gradient_norm: Array) -> Array:
-        """β = λ², for (H² + β)^(-1/2) [curvature squared]."""
-        return self.damping(gradient_norm) ** 2
-
-
-Damping: TypeAlias = float | Array | LevenbergMarquardt | Callable[[Array], Array]
-"""β or λ: a positive number, a function of the gradient norm in the units asked for, or a rule that knows both."""
-
-
-def levenberg_marquardt(factor: float, floor: float = 0.0) -> LevenbergMarquardt:
-    r"""The damping rule :math:`\lambda=\max(\mathrm{factor}\cdot\|\nabla_\mu F\|,\mathrm{floor})`.
-
-    Where a β is asked for, inside :math:`(H^2+\beta)^{-1/2}`, it is λ². Steps are short far from stationarity, where
-    the quadratic model is not to be trusted, and tend to Newton's as the gradient vanishes.
-
-    Args:
-        factor: λ per gradient norm [1 / length].
-        floor: least λ [units of F per length²].
-
-    Returns:
-        A rule for ``beta`` and ``damping`` of the methods here.
-
-    Raises:
-        ValueError: if the factor is not positive or the floor negative.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> rule = levenberg_marquardt(6.0)
-        >>> float(rule.damping(jnp.float32(1.0))), float(rule.beta(jnp.float32(1.0)))
-        (6.0, 36.0)
-
-    References:
-        Fan and Yuan, Computing 74 (2005): damping by a power of the gradient norm keeps fast local convergence.
-    """
-    if not 0 < factor < float("inf") or not 0 <= floor < float("inf"):
-        raise ValueError(f"levenberg_marquardt: factor={factor}, floor={floor}; give factor > 0 and floor >= 0.")
-    return LevenbergMarquardt(factor, floor)
-
-
-def _damping(name: str, value: Damping, form: Literal["beta", "damping"]) -> Callable[[Array], Array]:
-    """A number as a function of the gradient norm, never zero."""
-    if isinstance(value, LevenbergMarquardt):
-        return _damping(name, value.beta if form == "beta" else value.damping, form)
-    if callable(value):
-        # Zero is infinite on the null space, where a gradient of zero has nothing to be multiplied with.
-        return lambda gradient_norm: jnp.maximum(value(gradient_norm), jnp.finfo(gradient_norm.dtype).tiny)
-    if not isinstance(value, Tracer) and not 0 < value < float("inf"):
-        raise ValueError(f"{name}={value}; give a positive number, or a function of the gradient norm.")
-    return lambda gradient_norm: jnp.full_like(gradient_norm, value)
 
 
 def gram_function(F: Any, mu: Particles, fn: Callable[[Array], Array]) -> Field:
@@ -340,14 +270,14 @@ def saddle_free_newton(
         Lascu, Suzuki, arXiv:2605.17963, reconstructed after its abstract (the place of β, the solver and the use of
         noise are ours); Dauphin et al., NeurIPS 2014, for the damping λ.
     """
-    if (beta is None) == (damping is None):
+    name, number = ("beta", beta) if damping is None else ("damping", damping)
+    if number is None or (beta is not None and damping is not None):
         raise ValueError(f"saddle_free_newton: beta={beta}, damping={damping}; give one: beta, or the damping of |H|.")
-    if beta is not None:
-        squared = _damping("saddle_free_newton: beta", beta, "beta")
-        phi: Phi = lambda t, gradient_norm: absolute_inverse(beta=squared(gradient_norm))(t)  # noqa: E731
-    else:
-        added = _damping("saddle_free_newton: damping", damping, "damping")
-        phi = lambda t, gradient_norm: absolute_inverse(damping=added(gradient_norm))(t)  # noqa: E731
+    damped = rule(f"saddle_free_newton: {name}", number, name)
+
+    def phi(t: Array, gradient_norm: Array) -> Array:
+        return absolute_inverse(**{name: damped(gradient_norm)})(t)
+
     direction = spectral(phi, part=part, depth=depth, solver=solver, max_rms=max_rms)
     return flow(direction, step_size, perturbation, trigger)
 
@@ -388,8 +318,8 @@ def sobolev_descent(
     References:
         Mroueh, Sercu, Raj, arXiv:1805.12062; the Hessian form is derived in the tests.
     """
-    rule = _damping("sobolev_descent: damping", damping, "damping")
-    direction = spectral(lambda t, gradient_norm: 1 / (t + rule(gradient_norm)), depth=depth, solver=solver)
+    damped = rule("sobolev_descent: damping", damping, "damping")
+    direction = spectral(lambda t, gradient_norm: 1 / (t + damped(gradient_norm)), depth=depth, solver=solver)
     return flow(direction, step_size)
 
 
@@ -427,6 +357,6 @@ def wasserstein_newton(
         >>> round(float(run(wasserstein_newton(1.0, beta=1e-6), F, start, jax.random.key(0), steps=1).value), 4)
         -0.0
     """
-    rule = _damping("wasserstein_newton: beta", beta, "beta")
-    direction = spectral(lambda t, g: t / (t**2 + rule(g)), part=part, depth=depth, solver=solver)
+    damped = rule("wasserstein_newton: beta", beta, "beta")
+    direction = spectral(lambda t, g: t / (t**2 + damped(g)), part=part, depth=depth, solver=solver)
     return flow(direction, step_size)

@@ -15,7 +15,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from pwgf_jax.calculus import Functional, value_and_wasserstein_gradient, wasserstein_gradient
-from pwgf_jax.flows.base import Direction, Evaluation, Flow, StepSize, flow, preset
+from pwgf_jax.flows.base import Direction, StepSize, flow
+from pwgf_jax.flows.protocol import Evaluation, Flow, preset
 from pwgf_jax.functionals.stein import Energy, SteinDiscrepancy, rows, slopes
 from pwgf_jax.kernels import Kernel, Radial, gaussian, median_heuristic
 from pwgf_jax.kernels.radial import by_rows, squared_distances, transpose

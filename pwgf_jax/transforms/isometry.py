@@ -98,7 +98,7 @@ def _times(factor: Array, field: PyTree) -> PyTree:
 
 
 def transformation(
-    init: Callable[[PyTree], Any], update: Callable[..., tuple[PyTree, Any]]
+    init: Callable[..., Any], update: Callable[..., tuple[PyTree, Any]]
 ) -> optax.GradientTransformationExtraArgs:
     r"""A transformation of Euclidean parameters that serves particles too.
 

@@ -32,7 +32,7 @@ def constructors():
     """The public functions that return a flow and are no combinator of others."""
     named = {name: getattr(flows, name) for name in flows.__all__}
     hints = {name: get_type_hints(thing) for name, thing in named.items() if inspect.isfunction(thing)}
-    return {name for name, hint in hints.items() if hint.get("return") is Flow} - {"flow", "minibatch", "descent"}
+    return {name for name, hint in hints.items() if hint.get("return") is Flow} - {"flow", "minibatch", "descent", "seeded"}
 
 
 NEWTON: dict[str, Any] = {"depth": 18}

@@ -10,7 +10,8 @@ import pytest
 
 from pwgf_jax import Particles, Status, functionals, matrix_function, run, saddle_free_newton, sobolev_descent
 from pwgf_jax.flows import wasserstein_newton
-from pwgf_jax.flows.spectral import gram_function, levenberg_marquardt, spectral, spectral_velocity
+from pwgf_jax.flows.damping import levenberg_marquardt
+from pwgf_jax.flows.spectral import gram_function, spectral, spectral_velocity
 from pwgf_jax.measures import norm, traceable
 from pwgf_jax.perturbation import hessian_noise
 from pwgf_jax.transforms import gradient_trigger
@@ -77,7 +78,7 @@ def test_every_eigendirection_grows_or_shrinks_by_its_factor(damping, part, solv
         B = 0 * B
     F = Quadratic(jnp.asarray(A), jnp.asarray(B))
     x, weights = rng(3).normal(size=(3, D)), np.array([0.2, 0.3, 0.5])
-    number = {"beta" if damping == "inside" else "damping": BETA}
+    number: dict[str, Any] = {"beta" if damping == "inside" else "damping": BETA}
     method = saddle_free_newton(ETA, **number, part=part, solver=solver, depth=12)
     steps = 4
     state = after(method, F, Particles(jnp.asarray(x), jnp.asarray(weights)), steps)

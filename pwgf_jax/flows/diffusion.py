@@ -10,7 +10,8 @@ import optax
 from jaxtyping import Array
 
 from pwgf_jax import trees
-from pwgf_jax.flows.base import Flow, StepSize, flow, gradient, preset
+from pwgf_jax.flows.base import StepSize, flow, gradient
+from pwgf_jax.flows.protocol import Flow, preset
 from pwgf_jax.perturbation import gaussian_noise
 
 __all__ = ["langevin"]
@@ -66,7 +67,7 @@ def langevin(
     return flow(gradient, step_size, noise=noise)
 
 
-def _thermal(step_size: StepSize, temperature: float | optax.Schedule) -> Callable[[Any], Array]:
+def _thermal(step_size: StepSize, temperature: float | Array | optax.Schedule) -> Callable[[Any], Array]:
     if isinstance(step_size, optax.GradientTransformation):
         raise TypeError(
             "langevin: an optax transformation has no single step size to scale thermal noise by; give step_size as "
