@@ -116,6 +116,13 @@ def _check_pairs(count: int, what: str) -> None:
         raise ValueError(f'mmd: statistic="U" with {count} {what}; give at least two, or statistic="V".')
 
 
+def _sample(target: Any) -> Particles:
+    target = jnp.asarray(target)
+    if target.ndim != 2 or target.shape[0] == 0 or target.shape[1] == 0:
+        raise ValueError(f"mmd: the target has shape {target.shape}; give a sample (M, d) with M, d >= 1.")
+    return Particles.uniform(target)
+
+
 def mmd(
     target: Particles | Float[Array, "m d"],
     kernel: Kernel,
@@ -172,11 +179,7 @@ def mmd(
         raise ValueError(f'mmd: statistic={statistic!r}; choose "V" or "U".')
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"mmd: chunk_size={chunk_size}; give a positive number of rows, or None for automatic.")
-    if not isinstance(target, Particles):
-        target = jnp.asarray(target)
-        if target.ndim != 2 or target.shape[0] == 0 or target.shape[1] == 0:
-            raise ValueError(f"mmd: the target has shape {target.shape}; give a sample (M, d) with M, d >= 1.")
-        target = Particles.uniform(target)
+    target = target if isinstance(target, Particles) else _sample(target)
     if statistic == "U":
         _check_pairs(target.size, "target point")
     constant = _quadratic(kernel, target, statistic, chunk_size) / 2

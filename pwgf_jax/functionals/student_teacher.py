@@ -114,6 +114,20 @@ class StudentTeacher(Combinable):
         return outgoing, ingoing
 
 
+def _data(inputs: Any, targets: Any) -> tuple[Array, Array]:
+    inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
+    if inputs.ndim != 2 or inputs.shape[0] == 0 or targets.shape != (inputs.shape[0], 1):
+        raise ValueError(
+            f"student_teacher: inputs have shape {inputs.shape} and targets {targets.shape}; "
+            "give (M, p) and (M, 1), M >= 1."
+        )
+    if not jnp.issubdtype(inputs.dtype, jnp.floating) or inputs.dtype != targets.dtype:
+        raise TypeError(
+            f"student_teacher: inputs are {inputs.dtype} and targets {targets.dtype}; give both in one floating dtype."
+        )
+    return inputs, targets
+
+
 def student_teacher(
     inputs: Float[Array, "m p"],
     targets: Float[Array, "m 1"],
@@ -161,16 +175,7 @@ def student_teacher(
     References:
         Arbel, Korba, Salim, Gretton, arXiv:1906.04370, Sec. 5 (block, without biases); their code is dense.
     """
-    inputs, targets = jnp.asarray(inputs), jnp.asarray(targets)
-    if inputs.ndim != 2 or inputs.shape[0] == 0 or targets.shape != (inputs.shape[0], 1):
-        raise ValueError(
-            f"student_teacher: inputs have shape {inputs.shape} and targets {targets.shape}; "
-            "give (M, p) and (M, 1), M >= 1."
-        )
-    if not jnp.issubdtype(inputs.dtype, jnp.floating) or inputs.dtype != targets.dtype:
-        raise TypeError(
-            f"student_teacher: inputs are {inputs.dtype} and targets {targets.dtype}; give both in one floating dtype."
-        )
+    inputs, targets = _data(inputs, targets)
     if not 0 < width < float("inf"):
         raise ValueError(f"student_teacher: width={width}; give a positive number.")
     _check_coupling("student_teacher", coupling)
