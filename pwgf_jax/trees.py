@@ -35,8 +35,6 @@ __all__ = [
     "restrict",
     "schedule",
     "size",
-    "times",
-    "total",
     "unit",
     "white",
     "whole",
@@ -369,29 +367,6 @@ def whole(name: str, number: Any, least: int = 1) -> int:
     if not (least <= number <= _INT32 and int(number) == number):
         raise ValueError(f"{name}={number}; give a whole number, {least} to {_INT32}.")
     return int(number)
-
-
-def total(count: Array, more: Array) -> Array:
-    """The sum of two int32 counters, or 2³¹ − 1 where it is larger.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> int(total(jnp.int32(2**31 - 2), jnp.int32(5))) == 2**31 - 1
-        True
-    """
-    return count + jnp.minimum(more, _INT32 - count)
-
-
-def times(count: Array, factor: int) -> Array:
-    """A multiple of an int32 counter, or 2³¹ − 1 where it is larger.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> int(times(jnp.int32(3), 2)), int(times(jnp.int32(3), 2**30)) == 2**31 - 1
-        (6, True)
-    """
-    most = _INT32 // factor
-    return jnp.where(count > most, _INT32, jnp.minimum(count, most) * min(factor, _INT32))
 
 
 def schedule(name: str, value: Any) -> Callable[[Any], Array]:

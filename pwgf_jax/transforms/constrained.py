@@ -104,28 +104,24 @@ def constrained_escape(
         first-order stage, which are no shorter than the paper's, are ours.
     """
     check_key(key, "constrained_escape")
-    trees.all_positive(
-        "constrained_escape", smoothness=smoothness, hessian_lipschitz=hessian_lipschitz, eps=eps, gamma=gamma
-    )
+    given = {"smoothness": smoothness, "hessian_lipschitz": hessian_lipschitz, "eps": eps, "gamma": gamma}
+    trees.all_positive("constrained_escape", **given)
     if first_order not in ("projected", "frank_wolfe"):
         raise ValueError(f'constrained_escape: first_order={first_order!r}; choose "projected" or "frank_wolfe".')
-    project = domain.project
-    if first_order == "projected" and project is None:
+    if (project := domain.project) is None and first_order == "projected":
         raise ValueError('constrained_escape: the domain has no projection; choose first_order="frank_wolfe".')
 
     def init(params: PyTree) -> ConstrainedState:
         trees.real("constrained_escape", params)
-        zero = jnp.zeros((), trees.dtype(params))
-        state = ConstrainedState(key, zero + jnp.inf, zero, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
-        return trees.copied(state)
+        zero, no = jnp.zeros((), trees.dtype(params)), jnp.zeros((), bool)
+        return trees.copied(ConstrainedState(key, zero + jnp.inf, zero, no.astype(jnp.int32), no))
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
     ) -> tuple[PyTree, ConstrainedState]:
         del extra_args
         trees.needed("constrained_escape", params=params, value_fn=value_fn)
-        x, unravel = trees.ravel(params)
-        kept = state.curvature.dtype
+        (x, unravel), kept = trees.ravel(params), state.curvature.dtype
         g = trees.ravel(updates)[0].astype(x.dtype)
         L, M, enough, curved = (jnp.asarray(n, x.dtype) for n in (smoothness, hessian_lipschitz, eps, gamma))
         next_key, search_key = jax.random.split(state.key)
@@ -153,8 +149,7 @@ def constrained_escape(
             move, curvature, ends = jax.lax.cond(searches, second, first)
         stopped = state.stopped | ends
         count = state.searches + searches.astype(jnp.int32)
-        return unravel(jnp.where(stopped, 0, move)), ConstrainedState(
-            next_key, gap.astype(kept), curvature, count, stopped
-        )
+        state = ConstrainedState(next_key, gap.astype(kept), curvature, count, stopped)
+        return unravel(jnp.where(stopped, 0, move)), state
 
     return transformation(init, update)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from pwgf_jax import trees
 from pwgf_jax.krylov import check_key
 from pwgf_jax.transforms.differences import differencing_radius
-from pwgf_jax.transforms.finite_sums import check_batches, draw
+from pwgf_jax.transforms.finite_sums import check_batches, draw, times, total
 
 __all__ = ["NegativeCurvature", "check_search", "negative_curvature", "negative_curvature_online"]
 
@@ -94,9 +94,8 @@ def negative_curvature(
         Allen-Zhu, Li, arXiv:1711.06673, Neon2det; Zhang, Xiong, Gu, arXiv:2210.01496, Alg. 2. Rescaling is ours, and T
         has the constants of the argument above in the place of the papers'.
     """
-    known: dict[str, Any] = {"smoothness": smoothness, "delta": delta, "hessian_lipschitz": hessian_lipschitz}
-    known |= {"radius": radius, "failure": failure, "steps": steps}
-    L, least, p, apart = _numbers("negative_curvature", params, key, **known)
+    known = (smoothness, delta, hessian_lipschitz, radius, failure, steps)
+    L, least, p, apart = _numbers("negative_curvature", params, key, known)
     flat, unravel = trees.ravel(params)
     needs = jnp.sqrt(2 * L / least) * jnp.log(2 * jnp.sqrt((2 * L / least + 1) * flat.size) / (1.25 * p))
     many = jnp.asarray(jnp.maximum(1, jnp.ceil(needs)) if steps is None else steps, jnp.int32)
@@ -195,18 +194,16 @@ def negative_curvature_online(
         Allen-Zhu, Li, arXiv:1711.06673, Neon2online and Neon2online-weak. Rescaling, and the last iterate in the place
         of a random one, are ours: the sample verifies what they give.
     """
-    name = "negative_curvature_online"
-    known: dict[str, Any] = {"smoothness": smoothness, "delta": delta, "hessian_lipschitz": hessian_lipschitz}
-    known |= {"radius": radius, "failure": failure, "steps": steps}
-    L, least, p, apart = _numbers(name, params, key, **known)
+    name, known = "negative_curvature_online", (smoothness, delta, hessian_lipschitz, radius, failure, steps)
+    L, least, p, apart = _numbers(name, params, key, known)
     check_batches(name, size, batch=batch, verification=size if verification is None else verification)
-    repeats = trees.whole(f"{name}: repeats", repeats)
     trees.all_positive(name, learning_rate=learning_rate)
+    repeats = trees.whole(f"{name}: repeats", repeats)
     flat, unravel = trees.ravel(params)
     rate = jnp.minimum(1 / L, batch * least / (L**2 * (1 + jnp.log(flat.size))))
     rate = rate if learning_rate is None else jnp.asarray(learning_rate, flat.dtype)
-    length = jnp.ceil(2 / (rate * least) * jnp.log(4 * flat.size / (1.25 * p) ** 2)) if steps is None else steps
-    length = jnp.asarray(length, jnp.int32)
+    enough = jnp.ceil(2 / (rate * least) * jnp.log(4 * flat.size / (1.25 * p) ** 2))
+    length = jnp.asarray(enough if steps is None else steps, jnp.int32)
     sample = 32 * (L / least) ** 2 * jnp.log(2 / p) if verification is None else jnp.asarray(verification, flat.dtype)
     batches = jnp.ceil(jnp.minimum(sample, size) / batch).astype(jnp.int32)
 
@@ -224,22 +221,21 @@ def negative_curvature_online(
             moved, norm = trees.unit(v - rate * product(v, batch, jax.random.fold_in(walk_key, t)))
             return jnp.where(norm > 0, moved, v)  # nothing is left of an eigenvector of 1/η
 
-        start, _ = trees.unit(jax.random.normal(start_key, flat.shape, flat.dtype))
-        v = jax.lax.fori_loop(0, length, advance, start)
-        one = lambda key: trees.inner(v, product(v, batch, key))  # noqa: E731
-        all_terms = lambda: trees.inner(v, product(v, size, verify_key))  # noqa: E731
-        curvature = jax.lax.cond(sample >= size, all_terms, lambda: _mean(one, verify_key, batches, flat.dtype))
+        v = jax.lax.fori_loop(0, length, advance, trees.unit(jax.random.normal(start_key, flat.shape, flat.dtype))[0])
+        curvature = jax.lax.cond(
+            sample >= size,
+            lambda: trees.inner(v, product(v, size, verify_key)),
+            lambda: _mean(lambda key: trees.inner(v, product(v, batch, key)), verify_key, batches, flat.dtype),
+        )
         return tried + 1, jnp.where(curvature < lowest, v, best), jnp.minimum(curvature, lowest)
 
-    def unverified(carry: tuple[Array, Array, Array]) -> Array:
-        tried, _, lowest = carry
-        return (tried < repeats) & (lowest > -0.75 * least)
-
     none = (jnp.zeros((), jnp.int32), jnp.zeros_like(flat), jnp.full((), jnp.inf, flat.dtype))
-    tried, direction, curvature = jax.lax.while_loop(unverified, attempt, none)
+    tried, direction, curvature = jax.lax.while_loop(
+        lambda seen: (seen[0] < repeats) & (seen[2] > -0.75 * least), attempt, none
+    )
     seen = jnp.where(sample >= size, size, batch * batches).astype(jnp.int32)
-    once = trees.total(trees.times(length, 2 * batch), trees.times(seen, 2))
-    spent = jax.lax.fori_loop(0, tried, lambda _, sum: trees.total(sum, once), jnp.zeros((), jnp.int32))
+    once = total(times(length, 2 * batch), times(seen, 2))
+    spent = jax.lax.fori_loop(0, tried, lambda _, sum: total(sum, once), jnp.zeros((), jnp.int32))
     return NegativeCurvature(curvature <= -0.75 * least, unravel(direction), curvature, spent)
 
 
@@ -249,15 +245,22 @@ def _mean(draw: Callable[[Array], Array], key: Array, count: Array, dtype: Any) 
     return jax.lax.fori_loop(0, count, add, jnp.zeros((), dtype)) / count.astype(dtype)
 
 
-def _numbers(caller: str, params: PyTree, key: Array, *, radius: Any, **known: Any) -> tuple[Array, ...]:
+def _numbers(caller: str, params: PyTree, key: Array, known: tuple[Any, ...]) -> tuple[Array, ...]:
     """L, δ, p and the length at which gradients are differenced, in the dtype of the parameters."""
+    smoothness, delta, hessian_lipschitz, radius, failure, steps = known
     check_key(key, caller)
     trees.real(caller, params)
-    check_search(caller, **known, radius=radius)
-    if radius is None:
-        radius = differencing_radius(params, known["delta"], known["hessian_lipschitz"], 1e-3)
-    numbers = (known["smoothness"], known["delta"], known["failure"], radius)
-    return tuple(jnp.asarray(number, trees.dtype(params)) for number in numbers)
+    check_search(
+        caller,
+        smoothness=smoothness,
+        delta=delta,
+        hessian_lipschitz=hessian_lipschitz,
+        radius=radius,
+        failure=failure,
+        steps=steps,
+    )
+    apart = differencing_radius(params, delta, hessian_lipschitz, 1e-3) if radius is None else radius
+    return tuple(jnp.asarray(number, trees.dtype(params)) for number in (smoothness, delta, failure, apart))
 
 
 def check_search(

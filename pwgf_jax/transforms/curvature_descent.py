@@ -19,7 +19,7 @@ from pwgf_jax.transforms.curvature import (
     negative_curvature_online,
 )
 from pwgf_jax.transforms.differences import coordinate_gradient, differencing_radius
-from pwgf_jax.transforms.finite_sums import Epoch, Estimator, reduced_gradient
+from pwgf_jax.transforms.finite_sums import Epoch, Estimator, reduced_gradient, times, total
 from pwgf_jax.transforms.isometry import transformation
 
 __all__ = ["NegativeCurvatureState", "negative_curvature_descent", "zeroth_order_descent"]
@@ -237,7 +237,7 @@ def _descent(
             next_key, draw_key, end_key = jax.random.split(state.key, 3)
             state, trusted = state._replace(key=next_key), state.epoch.inner == 0
             v, terms = reduced_gradient(gradient, params, state.epoch, estimator, draw_key)
-            spent = trees.times(terms, queries)
+            spent = times(terms, queries)
             state = state._replace(epoch=estimator.after(state.epoch, params, v, end_key))
 
         def search(key: Array) -> NegativeCurvature:
@@ -249,7 +249,7 @@ def _descent(
             else:
                 sizes = {"size": estimator.size, "batch": estimator.batch}
                 found = negative_curvature_online(gradient, params, key, **sizes, **known)
-            return found._replace(gradients=trees.times(found.gradients, queries))
+            return found._replace(gradients=times(found.gradients, queries))
 
         small = trusted & (trees.norm(v) <= jnp.asarray(enough, trees.dtype(v)))
         step, state = _escape(v, state, small, search, rate, length, spent)
@@ -287,8 +287,6 @@ def _escape(
 
     step, curvature, ends, spent = jax.lax.cond(small & ~state.stopped, look, descend, None)
     stopped = state.stopped | ends
-    spent = jnp.where(state.stopped, 0, trees.total(jnp.asarray(queries, jnp.int32), spent))
-    state = state._replace(
-        key=next_key, queries=trees.total(state.queries, spent), curvature=curvature, stopped=stopped
-    )
+    spent = jnp.where(state.stopped, 0, total(jnp.asarray(queries, jnp.int32), spent))
+    state = state._replace(key=next_key, queries=total(state.queries, spent), curvature=curvature, stopped=stopped)
     return unravel(jnp.where(stopped, 0, step)), state

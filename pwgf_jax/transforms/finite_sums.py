@@ -11,7 +11,20 @@ from jaxtyping import Array, Int, PyTree
 
 from pwgf_jax import trees
 
-__all__ = ["Epoch", "Estimator", "check_batches", "draw", "reduced_gradient", "scsg", "sgd", "spider"]
+__all__ = [
+    "Epoch",
+    "Estimator",
+    "check_batches",
+    "draw",
+    "reduced_gradient",
+    "scsg",
+    "sgd",
+    "spider",
+    "times",
+    "total",
+]
+
+_INT32 = 2**31 - 1
 
 
 def check_batches(caller: str, size: int, **batches: int) -> None:
@@ -209,3 +222,26 @@ def reduced_gradient(
 
     terms = jnp.where(opens, estimator.large_batch, 2 * estimator.batch).astype(jnp.int32)
     return jax.lax.cond(opens, anew, corrected, None), terms
+
+
+def total(count: Array, more: Array) -> Array:
+    """The sum of two int32 counters, or 2³¹ − 1 where it is larger.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> int(total(jnp.int32(2**31 - 2), jnp.int32(5))) == 2**31 - 1
+        True
+    """
+    return count + jnp.minimum(more, _INT32 - count)
+
+
+def times(count: Array, factor: int) -> Array:
+    """A multiple of an int32 counter, or 2³¹ − 1 where it is larger.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> int(times(jnp.int32(3), 2)), int(times(jnp.int32(3), 2**30)) == 2**31 - 1
+        (6, True)
+    """
+    most = _INT32 // factor
+    return jnp.where(count > most, _INT32, jnp.minimum(count, most) * min(factor, _INT32))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 from pwgf_jax import trees
 from pwgf_jax.krylov import check_key
 from pwgf_jax.perturbation import ball_noise
-from pwgf_jax.transforms.finite_sums import Epoch, check_batches, reduced_gradient, spider
+from pwgf_jax.transforms.finite_sums import Epoch, check_batches, reduced_gradient, spider, total
 from pwgf_jax.transforms.isometry import transformation
 from pwgf_jax.transforms.trigger import Window, gradient_trigger
 
@@ -114,8 +114,6 @@ def ssrgd(
     check_key(key, "ssrgd")
     large = size if large_batch is None else large_batch
     check_batches("ssrgd", size, batch=batch, large_batch=large)
-    trees.not_negative("ssrgd: eps", eps)
-    trees.not_negative("ssrgd: f_thres", f_thres)
     estimator = spider(size, batch, large, trees.whole("ssrgd: epoch", epoch))
     window_length = trees.whole("ssrgd: k_thres", k_thres)
     noise = ball_noise(radius)
@@ -126,11 +124,6 @@ def ssrgd(
         window = trigger.init(jax.tree.map(jnp.zeros_like, params), jnp.full((), jnp.inf, trees.dtype(params)))
         zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
         return trees.copied(SSRGDState(key, zero, Epoch.before(params), zero, window, no))
-
-    def ends(key: Array, since: Array, inner: Array) -> Array:
-        # To end with probability 1/m, 1/(m − 1), …, 1 makes the length of an epoch uniform.
-        chance = jax.random.randint(key, (), 0, epoch - inner) == 0
-        return jnp.where(since <= window_length, (since == window_length) | (inner + 1 == epoch), chance)
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, grad_fn: Any = None, **extra: Any
@@ -150,18 +143,18 @@ def ssrgd(
         jumps = opens & trigger.should_perturb(window, count, trees.norm(v))
         rate = learning_rate(count) if callable(learning_rate) else learning_rate
 
-        def jump(v: PyTree) -> PyTree:
-            return jax.tree.map(lambda leaf, xi: xi.astype(leaf.dtype), v, noise(noise_key, value_fn, params))
-
-        def descend(v: PyTree) -> PyTree:
-            return jax.tree.map(lambda leaf: -jnp.asarray(rate, leaf.dtype) * leaf, v)
-
-        step = jax.lax.cond(jumps, jump, descend, v)
-        step = jax.tree.map(lambda s, x: s.astype(jnp.result_type(x)), step, params)
-        inner = jnp.where(jumps | ends(end_key, count - window.jumped_at, inner), 0, inner + 1)
+        xi = jax.lax.cond(
+            jumps, lambda: noise(noise_key, value_fn, params), lambda: jax.tree.map(jnp.zeros_like, params)
+        )
+        descent = jax.tree.map(lambda g, x: (-jnp.asarray(rate, g.dtype) * g).astype(jnp.result_type(x)), v, params)
+        step = jax.tree.map(lambda n, s: jnp.where(jumps, n.astype(s.dtype), s), xi, descent)
+        # To end with probability 1/m, 1/(m − 1), …, 1 makes the length of an epoch uniform.
+        since, chance = count - window.jumped_at, jax.random.randint(end_key, (), 0, epoch - inner) == 0
+        ends = jnp.where(since <= window_length, (since == window_length) | (inner + 1 == epoch), chance)
+        inner = jnp.where(jumps | ends, 0, inner + 1)
         opened = trigger.jump(window, count, params, value)
         window = jax.tree.map(lambda new, old: jnp.where(jumps, new, old), opened, window)
-        spent = trees.total(state.gradients, terms)
+        spent = total(state.gradients, terms)
         return step, SSRGDState(next_key, count + 1, Epoch(inner, params, v), spent, window, jumps)
 
     return transformation(init, update)

@@ -122,7 +122,7 @@ def test_it_reaches_the_leading_eigenvector_from_the_exact_second(online, gap):
         ({"batch": 7}, "ssrgd: batch=7 of 6 terms"),
         ({"large_batch": 0}, "ssrgd: large_batch=0"),
         ({"epoch": 0}, "epoch=0; give a whole number"),
-        ({"f_thres": -1.0}, r"f_thres=-1\.0; give zero or a positive number"),
+        ({"f_thres": -1.0}, r"f_thres=-1\.0; give a non-negative decrease"),
         ({"radius": 0.0}, r"radius=0\.0"),
     ],
 )
