@@ -178,8 +178,8 @@ def certify(
 
     Args:
         objective: F(μ), or a loss f(params); with ``batches``, of (μ, batch) or (params, batch).
-        point: the measure, or any pytree of parameters, such as an equinox module: its floating arrays and Python
-            floats are the parameters, all else (integers, random keys, functions, None) is held fixed.
+        point: the measure, or any pytree of parameters, such as an equinox module: its floating arrays are the
+            parameters, all else (integers, random keys, functions, Python's numbers, None) is held fixed.
         eps: ε > 0, gradient norm that counts as stationary.
         delta: δ > 0, curvature that counts as negative [units of F per length²]. H_μ always has eigenvalues
             arbitrarily near zero, so δ = 0 cannot be certified.

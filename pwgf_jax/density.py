@@ -191,10 +191,8 @@ class _Known(NamedTuple):
     units: Array  # (m, n)
 
 
-def _deflated(flat: krylov.FlatOperator, known: _Known | None) -> krylov.FlatOperator:
+def _deflated(flat: krylov.FlatOperator, known: _Known) -> krylov.FlatOperator:
     """The operator with what is known moved to the middle of what is not: its extremes are the others'."""
-    if known is None:
-        return flat
     half = known.eigenvalues.size // 2
     middle = (known.eigenvalues[half - 1] + known.eigenvalues[half]) / 2
 
@@ -205,7 +203,7 @@ def _deflated(flat: krylov.FlatOperator, known: _Known | None) -> krylov.FlatOpe
     return flat._replace(matvec=matvec)
 
 
-@partial(jax.jit, static_argnums=(2, 7))
+@partial(jax.jit, static_argnums=2)
 def _further(
     F: Objective,
     point: Point,
@@ -214,17 +212,15 @@ def _further(
     first: Array,
     last: Array,
     key: Array,
-    count: int,
-    known: _Known | None,
+    known: _Known,
 ) -> tuple[krylov.Recurrence, Array, Array]:
-    """Steps ``first`` to ``last``; the largest residual of the extreme pairs, and the largest Ritz value in size."""
+    """Steps ``first`` to ``last``; the residuals of the Ritz pairs, and the largest Ritz value in size."""
     with jax.default_matmul_precision("highest"):
         flat = _deflated(flat_hessian(F, point, part), known)
         recurrence = krylov.extend(flat, recurrence, first, last, key)
     values, vectors, genuine = krylov.ritz(krylov.finish(recurrence))
-    last_entries = vectors[-1, _extremes(count, recurrence.steps, values.size)]
     open_ = recurrence.room > 0  # a basis of the whole space has left nothing out
-    left = jnp.where(open_, krylov.length(recurrence.residual) * jnp.max(jnp.abs(last_entries)), 0)
+    left = jnp.where(open_, krylov.length(recurrence.residual) * jnp.abs(vectors[-1]), 0)
     return recurrence, left, jnp.max(jnp.where(genuine, jnp.abs(values), 0))
 
 
@@ -262,7 +258,7 @@ class _Round(NamedTuple):
 
 
 def _run(
-    F: Objective, point: Point, part: Part, key: Array, count: int, rtol: float, cap: int, known: _Known | None
+    F: Objective, point: Point, part: Part, key: Array, count: int, rtol: float, cap: int, known: _Known
 ) -> _Round:
     """The ``count`` smallest and largest, of what is orthogonal to what is known."""
     start_key, fresh_key = jax.random.split(key)
@@ -270,8 +266,9 @@ def _run(
     recurrence = begun(point, start_key, depth)
     while True:
         recurrence, left, largest = _further(
-            F, point, part, recurrence, jnp.int32(done), jnp.int32(depth), fresh_key, count, known
+            F, point, part, recurrence, jnp.int32(done), jnp.int32(depth), fresh_key, known
         )
+        left = jnp.max(left[_extremes(count, recurrence.steps, depth)])
         converged = bool(left <= rtol * largest)
         if converged or depth == cap or not jnp.isfinite(left):
             break
@@ -338,7 +335,9 @@ def extreme_eigenpairs(
     if cap < min(2 * k, size):
         raise ValueError(f"extreme_eigenpairs: max_depth={max_depth}; 2k = {2 * k} pairs need as many vectors.")
     first_key, *keys = jax.random.split(key, k + 2)
-    turn = _run(F, point, part, first_key, k, rtol, cap, None)
+    nothing = jnp.zeros(2 * k, trees.dtype(coordinates(point)))
+    known = _Known(nothing, nothing, jnp.zeros((2 * k, size), nothing.dtype))
+    turn = _run(F, point, part, first_key, k, rtol, cap, known)
     known, products = turn.found, turn.products
     for another in keys:
         if turn.complete or not turn.converged:

@@ -228,8 +228,8 @@ def prepared(
 
     Args:
         function: the functional or the loss, of (point) or of (point, batch).
-        point: a measure, or any pytree: its floating arrays and Python floats are the parameters; what else there is
-            (integers, keys, functions, None) is held fixed.
+        point: a measure, or any pytree: its floating arrays are the parameters; what else there is (integers, keys,
+            functions, Python's numbers, None) is held fixed.
         caller: who asks, for the messages.
         batches: None, or what the function is averaged over, as in :func:`stacked`.
         has_aux: whether the function returns (value, anything).
@@ -278,8 +278,8 @@ def _check_parameters(point: PyTree, floating: PyTree, caller: str) -> None:
             )
     if trees.size(floating) == 0:
         raise ValueError(
-            f"{caller}: the point is a {type(point).__name__} without floating numbers; give Particles.uniform(points) "
-            "or a pytree of floating parameters."
+            f"{caller}: the point is a {type(point).__name__} without floating arrays; give Particles.uniform(points) "
+            "or a pytree of parameters. Python's numbers are held fixed: jnp.asarray makes parameters of them."
         )
 
 

@@ -133,14 +133,19 @@ class _Rejoin:
 
 
 def _floating(leaf: Any) -> bool:
-    return isinstance(leaf, float) or (hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating))
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _strong(leaf: Any) -> Array:
+    """The array in its own dtype; a weakly typed one would not say in which precision sums are taken."""
+    return jnp.asarray(leaf, jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 
 def partition(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
-    """The floating leaves of a tree, as arrays, with None elsewhere; and the way back, which holds the others fixed.
+    """The floating arrays of a tree, with None elsewhere; and the way back, which holds all else fixed.
 
     The way back is a pytree: the arrays that it holds (integers, random keys) are leaves of it, and what is no array
-    (functions, Python's integers and booleans, strings) is static under ``jax.jit``.
+    (functions, strings, Python's numbers: the rate of a dropout is no parameter) is static under ``jax.jit``.
 
     Args:
         tree: any pytree, such as an equinox module.
@@ -159,7 +164,7 @@ def partition(tree: PyTree) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
         ([2.0, 2.0], 3, True)
     """
     leaves, structure = jax.tree.flatten(tree)
-    moving = [jnp.asarray(leaf) if _floating(leaf) else None for leaf in leaves]
+    moving = [_strong(leaf) if _floating(leaf) else None for leaf in leaves]
     held = [
         leaf if moved is None and isinstance(leaf, jax.Array | np.ndarray | np.generic) else None
         for leaf, moved in zip(leaves, moving, strict=True)

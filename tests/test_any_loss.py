@@ -83,18 +83,20 @@ def test_what_is_no_parameter_is_held_fixed():
         "ids": jnp.arange(3),
         "key": jax.random.key(7),
         "name": "net",
+        "rate": 0.0,
         "no": None,
     }
-    params = {"x": jnp.asarray([0.2, 0.0]), "scale": 1.5, **rest}
+    params = {"x": jnp.asarray([0.2, 0.0]), "scale": jnp.asarray(1.5), **rest}
 
     def loss(p):
-        assert p["layers"] == 2  # not traced: it may decide what is computed
+        assert p["layers"] == 2  # not traced: these may decide what is computed
+        assert p["rate"] == 0.0
         noise = jax.random.normal(p["key"], ())
         return p["scale"] * jnp.sum(p["activation"](p["x"]) ** 2) - p["ids"][2].astype(float) * p["x"][0] ** 2 + noise
 
     found = certify(loss, params, eps=10.0, delta=0.1, key=KEY)
     bare = lambda q: loss({**rest, "x": q["x"], "scale": q["scale"]})  # noqa: E731
-    exact = dense(bare, {"x": params["x"], "scale": jnp.asarray(1.5)})
+    exact = dense(bare, {"x": params["x"], "scale": params["scale"]})
     np.testing.assert_allclose(found.full.eigenvalue, exact[0], rtol=1e-9)
     assert found.full.direction["x"].shape == (2,)
     assert found.full.direction["scale"].shape == ()
@@ -234,7 +236,7 @@ def test_a_tuple_of_arrays_is_one_pytree_even_where_their_shapes_agree():
         (lambda x: x, jnp.ones(3), TypeError, r"returns float64\[3\]; give a function with one floating scalar"),
         (lambda x: (jnp.sum(x), 0), jnp.ones(3), TypeError, "a tuple.*say has_aux=True"),
         (lambda x: jnp.sum(x) > 0, jnp.ones(3), TypeError, r"returns bool\[\]"),
-        (lambda x: 0.0, {"n": 3}, ValueError, "a dict without floating numbers"),
+        (lambda x: 0.0, {"n": 3}, ValueError, "a dict without floating arrays"),
         (lambda x: jnp.sum(jnp.abs(x)), jnp.ones(3, complex), TypeError, "complex; give its real and imaginary part"),
         (lambda mu: mu.weights @ mu.points[:, 0], jnp.ones((3, 1)), TypeError, r"asks for .weights.*Particles.uniform"),
     ],

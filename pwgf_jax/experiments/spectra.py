@@ -46,11 +46,11 @@ def plot_spectrum(
     values = np.asarray(pairs.eigenvalues, float)
     low, high = min(values[0], -delta, 0.0), max(values[-1], 0.0)
     span = (high - low) or 1.0
-    width = span / 100 if width is None else width
+    broad = span / 100 if width is None else width
     grid = np.linspace(low - 0.05 * span, high + 0.05 * span, _POINTS)
-    heights = np.asarray(density.density(jnp.asarray(grid, density.nodes.dtype), width))
+    heights = np.asarray(density.density(jnp.asarray(grid, density.nodes.dtype), broad))
     ax.semilogy(grid, heights, color="#0072B2", linewidth=1.2, label="density")
-    floor = _LEAST / (density.size * width * np.sqrt(2 * np.pi))
+    floor = _LEAST / (density.size * broad * np.sqrt(2 * np.pi))
     ax.set_ylim(floor, 3 * heights.max())
     ax.axvline(0.0, color="#000000", linewidth=0.8, label="0")
     ax.axvline(-delta, color="#D55E00", linewidth=0.8, linestyle="--", label=f"−δ = {-delta:.3g}")
