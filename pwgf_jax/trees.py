@@ -206,9 +206,8 @@ def unit(tree: PyTree) -> tuple[PyTree, Array]:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> direction, length = unit([jnp.array([3.0]), jnp.array([[4.0]])])
-        >>> [leaf.item() for leaf in direction], float(length)
-        ([0.6..., 0.8...], 5.0)
+        >>> [leaf.tolist() for leaf in unit(jnp.array([0.0, 2.0]))]
+        [[0.0, 1.0], 2.0]
     """
     length = norm(tree)
     return jax.tree.map(lambda leaf: divided(leaf, length.astype(leaf.dtype)), tree), length
