@@ -278,6 +278,7 @@ def _problem(table: dict[str, Any], place: Place) -> Problem:
         "data": Parameter(dict, None),
         "same_data": Parameter(bool, False),
         "confinement": Parameter(float, 0.0),
+        "constants": Parameter(dict, None),
     }
     values = read(table, {name: Parameter(hint) for name, hint in keys.items()} | optional, place)
     name, options, sources = values["functional"], values.get("options", {}), SOURCES | SAMPLES
@@ -307,6 +308,7 @@ def _problem(table: dict[str, Any], place: Place) -> Problem:
         data=None if data is None else _call(data, "source", sources, place / "data"),
         same_data=values["same_data"],
         confinement=values["confinement"],
+        constants=read(values["constants"], CONSTANTS, place / "constants") if "constants" in values else None,
     )
 
 
@@ -449,6 +451,8 @@ def _problem_table(problem: Problem) -> dict[str, Any]:
         table["same_data"] = True
     if problem.confinement:
         table["confinement"] = problem.confinement
+    if problem.constants:
+        table["constants"] = problem.constants
     table["options"] = problem.functional.arguments
     if problem.data is not None:
         table["data"] = {"source": problem.data.name, **problem.data.arguments}

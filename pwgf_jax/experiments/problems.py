@@ -22,6 +22,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
+from pwgf_jax import trees
 from pwgf_jax.calculus import Functional
 from pwgf_jax.contract import check_functional
 from pwgf_jax.experiments.batches import Setting
@@ -46,7 +47,7 @@ from pwgf_jax.experiments.registry import (
 )
 from pwgf_jax.experiments.sizes import check_fits, largest, size_of
 from pwgf_jax.experiments.starts import Start
-from pwgf_jax.flows import Flow, FlowState, descent, minibatch
+from pwgf_jax.flows import Flow, FlowState, descent, minibatch, seeded
 from pwgf_jax.functionals import entropy, functional, potential
 from pwgf_jax.functionals.entropy import NEIGHBOUR
 from pwgf_jax.measures import Particles
@@ -54,7 +55,8 @@ from pwgf_jax.perturbation import hessian_noise
 from pwgf_jax.problems import CriticalPoint, Problem
 from pwgf_jax.problems.base import around
 from pwgf_jax.solve import Record
-from pwgf_jax.transforms import gradient_trigger
+from pwgf_jax.theory import Constants
+from pwgf_jax.transforms import Isometry, gradient_trigger
 
 __all__ = ["Experiment", "build", "build_objective"]
 
@@ -158,10 +160,15 @@ def build(config: Config) -> Experiment:
                 F = Measured.on(F, test, data.test_arguments, source.classes)
         return F, mu0
 
+    known, spent = _known(spec, keys[0], problem), {}
     flows = {}
     for arm, call in config.arms.items():
         with _blamed(root / "arms" / arm):
-            flows[arm] = _flow(call)
+            if call.kind == "transform" and known is not None:
+                method = _transform(call, known)
+                flows[arm], spent[arm] = seeded(method.make), partial(_spent, method)
+            else:
+                flows[arm] = _flow(call)
 
     def value(key: Array) -> Any:
         F, mu0 = problem(key)
@@ -191,16 +198,18 @@ def build(config: Config) -> Experiment:
     tested = source is not None and source.held_out > 0
     if config.snapshots:
         _check_snapshots(config, jax.eval_shape(lambda key: problem(key)[1].points, keys[0]))
+    dense = known is not None and known.constants.dimension <= _DENSE
     records = {
-        arm: Record(config.record_every, _stats(tested, call, bool(config.snapshots)))
+        arm: Record(config.record_every, _stats(tested, call, bool(config.snapshots), dense), spent.get(arm))
         for arm, call in config.arms.items()
     }
+    facts = _second_order(known) if known is not None and dense else {}
     if source is None:
-        return Experiment(problem, flows, keys, records, None)
+        return Experiment(problem, flows, keys, records, None, None, facts)
     target = None
     if spec.data is not None and spec.data.name in SAMPLES:
         target = jax.jit(drawn)(jax.random.split(keys[0])[0])[0]
-    return Experiment(problem, flows, keys, records, data[0].shape[0], target)
+    return Experiment(problem, flows, keys, records, data[0].shape[0], target, facts)
 
 
 def build_objective(config: Config) -> Experiment:
@@ -258,8 +267,7 @@ def build_objective(config: Config) -> Experiment:
             if call.kind == "flow":
                 flows[arm], records[arm] = _flow(call), Record(config.record_every, stats)
                 continue
-            given = {name: make(name, value) for name, value in call.arguments.items()}
-            method = TRANSFORMS[call.name].make(setting, **given)
+            method = _transform(call, setting)
             flows[arm] = descent(method.make, **terms)
             records[arm] = Record(config.record_every, stats, partial(_spent, method))
     _try(flows, problem, keys, root / "arms")
@@ -267,8 +275,25 @@ def build_objective(config: Config) -> Experiment:
     if 0 < len(known) <= _KNOWN:  # of too many, none: where a run ends would be named after the wrong one
         facts["landmarks"] = {each.name: float(each.value) for each in known}
     if dense:
-        facts["second_order"] = {"eps": setting.constants.eps, "delta": setting.constants.delta}
+        facts |= _second_order(setting)
     return Experiment(problem, flows, keys, records, None, None, facts)
+
+
+def _known(spec: Any, key: Array, problem: Callable[[Array], Any]) -> Setting | None:
+    """What transforms may know of a functional of measures, its particles as parameters; None where nothing is said."""
+    if spec.constants is None:
+        return None
+    points = jax.eval_shape(lambda key: problem(key)[1].points, key)
+    as_parameters = Problem(lambda points: jnp.zeros(()), lambda key: points, (), None)
+    return Setting(as_parameters, Constants(**spec.constants, dimension=trees.size(points)))
+
+
+def _second_order(setting: Setting) -> dict[str, Any]:
+    return {"second_order": {"eps": setting.constants.eps, "delta": setting.constants.delta}}
+
+
+def _transform(call: Method, setting: Setting) -> Descent:
+    return TRANSFORMS[call.name].make(setting, **{name: make(name, value) for name, value in call.arguments.items()})
 
 
 def _start(
@@ -287,7 +312,10 @@ def _start(
 
 def _flow(call: Method) -> Flow:
     if call.kind == "transform":
-        raise ValueError(f'transform = "{call.name}" is for an objective; name a flow, or give problem.objective.')
+        raise ValueError(
+            f'transform = "{call.name}" asks what is known of the problem: give problem.constants (smoothness, '
+            "hessian_lipschitz, eps, delta), or name a flow."
+        )
     arguments = {name: make(name, value) for name, value in call.arguments.items()}
     size, jumps = arguments.pop("batch_size", None), arguments.pop("perturbation", None)
     if jumps is not None:
@@ -341,21 +369,33 @@ def _spent(method: Descent, state: FlowState) -> dict[str, Array]:
     return {name: jnp.asarray(count, float) for name, count in spent.items()} | ({"bits": bits[0][1]} if bits else {})
 
 
-def _stats(tested: bool, arm: Call, pictured: bool) -> Callable[[Functional, Particles], dict[str, Array]] | None:
+def _least_curvature(F: Functional, mu: Particles) -> Array:
+    """λ_min of the full Hessian in L²(μ), by the dense matrix in isometric coordinates."""
+    chart = Isometry(mu.weights, mu.points)
+    y, unravel = ravel_pytree(chart.up(mu.points))
+    of_y = chart.of(lambda points: F(mu.moved_to(points)))
+    return jnp.linalg.eigvalsh(jax.hessian(lambda flat: of_y(unravel(flat)))(y))[0]
+
+
+def _stats(
+    tested: bool, arm: Call, pictured: bool, dense: bool
+) -> Callable[[Functional, Particles], dict[str, Array]] | None:
     """What is recorded beside the flow's own value.
 
     On held-out data; on all data where the flow sees a batch; what a flow at a constant temperature descends; and the
-    points where they are asked for.
+    points where they are asked for; and the least curvature of a Hessian that is small.
     """
     batched, given = "batch_size" in arm.arguments, arm.arguments.get("temperature")
     temperature = given if isinstance(given, float) else None
-    if not (tested or batched or temperature is not None or pictured):
+    if not (tested or batched or temperature is not None or pictured or dense):
         return None
 
     def stats(F: Functional, mu: Particles) -> dict[str, Array]:
         recorded = F.measured(mu) if isinstance(F, Measured) else {}
         if batched:
             recorded |= {"full_value": F(mu)}
+        if dense:
+            recorded |= {"curvature": _least_curvature(F, mu)}
         if temperature is not None:
             recorded |= {"free_energy": F(mu) - temperature * entropy(mu)}
         return recorded | ({"points": mu.points} if pictured else {})

@@ -159,7 +159,8 @@ class Problem:
         data: where inputs and targets come from; None for a functional that needs none.
         same_data: whether all seeds have the data of the first one, and differ in start and noise only.
         confinement: λ of a quadratic confinement λ/2 ∫|x|² dμ that is added to the functional.
-        constants: of an objective, what its methods may know of it: smoothness, hessian_lipschitz, eps and delta.
+        constants: what methods may know of it: smoothness, hessian_lipschitz, eps and delta; an objective has them, and
+            a functional that transforms are to be run on.
 
     Raises:
         ValueError: if there is no particle, or a number is out of range.
@@ -194,7 +195,7 @@ class Problem:
     @property
     def is_objective(self) -> bool:
         """Whether it is a function of finitely many parameters."""
-        return self.constants is not None
+        return self.start.name == "own"
 
 
 def _numbers(key: str, value: Any) -> Iterator[tuple[str, float]]:

@@ -263,7 +263,9 @@ def landing(arm: Arm) -> Counter[str]:
         >>> dict(landing(arm))
         {'well': 1, 'elsewhere': 1}
     """
-    known = arm.info["landmarks"]
+    known = arm.info.get("landmarks", {})
+    if not known:
+        return Counter()
     names, levels = list(known), np.array(list(known.values()))
     near = 1e-3 * max(np.ptp(levels) if levels.size > 1 else abs(levels[0]), 1e-3)
     ends: Counter[str] = Counter()
@@ -281,7 +283,7 @@ def objectives(arms: Mapping[str, Arm]) -> list[list[list[str]]]:
         >>> objectives({})
         []
     """
-    known = {name: arm for name, arm in arms.items() if "landmarks" in arm.info}
+    known = {name: arm for name, arm in arms.items() if {"landmarks", "second_order"} & arm.info.keys()}
     if not known:
         return []
     families = varied(known) or {name: [("", arm)] for name, arm in known.items()}

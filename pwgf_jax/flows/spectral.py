@@ -13,9 +13,7 @@ Newton, for comparison                 t/(t² + β)                  integral or
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
-from functools import reduce
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -34,13 +32,13 @@ from pwgf_jax.calculus import (
 from pwgf_jax.flows.base import Direction, StepSize, flow
 from pwgf_jax.flows.damping import Damping, rule
 from pwgf_jax.flows.protocol import Evaluation, Flow, preset
-from pwgf_jax.krylov import dense_function, eigh, matrix_function
-from pwgf_jax.measures import Field, Particles, norm, per_particle
+from pwgf_jax.gram import gram_function
+from pwgf_jax.krylov import dense_function, matrix_function
+from pwgf_jax.measures import Particles, norm
 from pwgf_jax.perturbation import Noise
 from pwgf_jax.transforms import Trigger, absolute_inverse
 
 __all__ = [
-    "gram_function",
     "saddle_free_newton",
     "sobolev_descent",
     "spectral",
@@ -52,52 +50,6 @@ Phi: TypeAlias = Callable[[Array, Array], Array]
 """φ(eigenvalues, gradient norm): a damping may shrink as the gradient does."""
 
 Solver: TypeAlias = Literal["lanczos", "dense", "gram"]
-
-
-def gram_function(F: Any, mu: Particles, fn: Callable[[Array], Array]) -> Field:
-    r"""φ(H_μ)∇F for least squares on b outputs, by the b × b Gram matrix of feature gradients.
-
-    For :math:`F=\frac1{2M}\sum_i|\int\psi(z_i,x)\,d\mu-y_i|^2`, J the derivative of the outputs and r the residual:
-    :math:`\nabla F=J^\top r/M`, :math:`H_\mu=J^\top J/M`, :math:`G=JJ^\top/M` and so
-    :math:`\phi(H_\mu)\nabla F=J^\top\phi(G)\,r/M`. Exact; costs b²·N·d and holds b·N·d numbers.
-
-    Args:
-        F: a functional made by :func:`pwgf_jax.functionals.mean_field_regression`, on few data or on a batch.
-        mu: the measure.
-        fn: φ.
-
-    Returns:
-        A field on ``mu``.
-
-    Raises:
-        ValueError: if F is no least-squares functional.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from pwgf_jax.functionals import mean_field_regression
-        >>> F = mean_field_regression(jnp.ones((2, 3)), jnp.ones((2, 1)))
-        >>> gram_function(F, Particles.uniform(jnp.ones((4, 4))), lambda t: 1 / (t + 1)).shape
-        (4, 4)
-
-    References:
-        Lascu, Suzuki, arXiv:2605.17963, after its abstract; the identity is that of kernel ridge regression.
-    """
-    if not getattr(F, "least_squares", False):
-        raise ValueError('solver="gram" needs a least-squares functional (mean_field_regression); use "lanczos".')
-    ones = jnp.ones_like(mu.weights)
-    jacobian = jax.jacrev(lambda points: F.moments(Particles(points, ones)).ravel())(mu.points)
-    data = F.targets.shape[0]
-    residual = (F.moments(mu) - F.targets.T).ravel()
-
-    def leaf_gram(leaf: Array) -> Array:
-        flat = leaf.reshape(residual.size, mu.size, -1)
-        return jnp.einsum("ind,n,jnd->ij", flat, mu.weights, flat, precision="highest") / data
-
-    gram = reduce(operator.add, jax.tree.leaves(jax.tree.map(leaf_gram, jacobian)))
-    values, vectors = eigh(gram)
-    dual = vectors @ (fn(jnp.maximum(values, 0)) * (residual @ vectors)) / data
-    present = (mu.weights > 0).astype(mu.weights.dtype)
-    return jax.tree.map(lambda leaf: per_particle(present, leaf[0]) * jnp.tensordot(dual, leaf, axes=1), jacobian)
 
 
 def spectral(
@@ -116,7 +68,7 @@ def spectral(
         depth: Krylov dimension; memory depth·N·d, cost depth Hessian products. Too small a depth does not
             degrade gracefully: take a few times ‖A‖/√β.
         solver: ``"lanczos"``; ``"dense"``, the whole spectrum, for N·d up to some 3000; ``"gram"``, see
-            :func:`gram_function`.
+            :func:`pwgf_jax.gram.gram_function`.
         max_rms: largest root mean square of the direction in L²(μ); longer ones are shortened to it.
 
     Returns:

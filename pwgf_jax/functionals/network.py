@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -141,8 +141,6 @@ class MeanFieldRegression(MeanFieldNetwork):
         >>> mean_field_regression(jnp.ones((8, 3), "float32"), jnp.ones((8, 2), "float32"))
         MeanFieldRegression(inputs=float32[8,3], targets=float32[8,2], activation='tanh', chunk_size=None)
     """
-
-    least_squares: ClassVar[bool] = True
 
     def of_moments(self, moments: Float[Array, "k m"]) -> Float[Array, ""]:
         """Half the mean squared distance from the targets."""

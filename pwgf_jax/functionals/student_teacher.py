@@ -8,7 +8,7 @@ squared maximum mean discrepancy, and of moment form: least squares of the mean 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,6 @@ class StudentTeacher(Combinable):
     targets: Float[Array, "*batch m 1"]
     width: float = field(default=2.0, metadata={"static": True})
     coupling: Coupling = field(default="block", metadata={"static": True})
-    least_squares: ClassVar[bool] = True
 
     def features(self, points: PyTree, inputs: Float[Array, "b p"]) -> Float[Array, "n b"]:
         r"""Every particle's outputs :math:`\psi(z_b,x_i)`."""

@@ -7,7 +7,8 @@ With Δ = x − y: :math:`\nabla_1k=2\rho'\Delta`, :math:`\nabla_1\nabla_1k=2\rh
 **Coincident points.** A kernel that is not smooth on the diagonal (Laplace, energy, Coulomb) has ρ' = ρ'' = 0 at
 distance zero: a coincident pair exerts no force and has no curvature. Its value is ρ(0) where that is finite and 0
 where it is not (Coulomb in two and more dimensions). Sums and products follow from their parts. In up to four
-dimensions coincident means equal; in more, a squared distance below the rounding error of its own computation.
+dimensions coincident means equal up to the last digits of the coordinates (a compiler may work out one point in two
+places, and differently in the last digit); in more, a squared distance below the rounding error of its own computation.
 """
 
 from __future__ import annotations
@@ -59,17 +60,23 @@ def _dot(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def squared_distances(x: Float[Array, "n d"], transposed: Float[Array, "d m"]) -> Float[Array, "n m"]:
-    """The matrix ‖x_i − y_j‖² of centred points, y given as columns; exactly zero where its rounding error begins."""
-    dimension = x.shape[1]
+def squared_distances(
+    x: Float[Array, "n d"], transposed: Float[Array, "d m"], reach: float | Float[Array, ""] = 0.0
+) -> Float[Array, "n m"]:
+    """The matrix ‖x_i − y_j‖² of centred points, y given as columns; exactly zero where rounding error begins.
+
+    ``reach`` is the largest coordinate before the points were centred, whose last digits are not known.
+    """
+    dimension, eps = x.shape[1], jnp.finfo(x.dtype).eps
     if dimension <= DIRECT_DIMENSIONS:
         s = jnp.zeros((x.shape[0], transposed.shape[1]), x.dtype)
         for a, b in zip(x.T, transposed, strict=True):
             s += (a[:, None] - b[None]) ** 2
-        return s
-    squares = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(transposed**2, axis=0)[None]
-    s = squares - 2 * _dot(x, transposed)
-    rounding = (dimension + 3) * jnp.finfo(s.dtype).eps * squares  # a bound, whatever the order of the summation
+        rounding = dimension * (4 * eps * reach) ** 2
+    else:
+        squares = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(transposed**2, axis=0)[None]
+        s = squares - 2 * _dot(x, transposed)
+        rounding = (dimension + 3) * eps * squares  # a bound, whatever the order of the summation
     floored = jnp.where(s <= rounding, 0, s)
     return s + jax.lax.stop_gradient(floored - s)  # zero in value, but not in its derivatives
 
@@ -79,11 +86,13 @@ def transpose(y: Float[Array, "m d"]) -> Float[Array, "d m"]:
     return jax.lax.optimization_barrier(y.T)
 
 
-def _centred(x: Array, y: Array) -> tuple[Array, Array]:
+def _centred(x: Array, y: Array) -> tuple[Array, Array, Array]:
+    """The points about their common mean, and the largest coordinate that they had."""
     # Radial kernels do not see the shift, their rounding errors do; so neither do derivatives need it.
     count = x.shape[0] + y.shape[0]
     centre = jax.lax.stop_gradient(jnp.sum(x, axis=0) + jnp.sum(y, axis=0)) / count
-    return x - centre[None], y - centre[None]
+    reach = jnp.maximum(jnp.max(jnp.abs(x)), jnp.max(jnp.abs(y)))
+    return x - centre[None], y - centre[None], jax.lax.stop_gradient(reach)
 
 
 def by_rows(block: Callable[[Any], Any], rows: Any, columns: int, chunk_size: int | None) -> Any:
@@ -121,11 +130,11 @@ def _moments(a: Array, x: Array, columns: Array) -> tuple[Array, Array]:
 
 
 def _raw_sums(profile: Profile, x: Array, y: Array, w: Array, chunk_size: int | None) -> tuple[Array, Array]:
-    x, y = _centred(x, y)
+    x, y, reach = _centred(x, y)
     transposed, columns = transpose(y), _with_ones(y, w)
 
     def block(rows: Array) -> tuple[Array, Array]:
-        value, slope, _ = profile(squared_distances(rows, transposed))
+        value, slope, _ = profile(squared_distances(rows, transposed, reach))
         if isinstance(profile, LogLinear):  # one matrix is both, and one product
             values, moments = _moments(value, rows, columns)
             return values, 2 * profile.rate(x.dtype) * moments
@@ -136,11 +145,11 @@ def _raw_sums(profile: Profile, x: Array, y: Array, w: Array, chunk_size: int | 
 
 def _slopes(profile: Profile, x: Array, y: Array, u: Array, chunk_size: int | None) -> Array:
     """Σ_j ∇₂k(x_i, y_j)·u_j."""
-    x, y = _centred(x, y)
+    x, y, reach = _centred(x, y)
     transposed, along = transpose(y), jnp.sum(y * u, axis=1)
 
     def block(rows: Array) -> Array:
-        _, slope, _ = profile(squared_distances(rows, transposed))
+        _, slope, _ = profile(squared_distances(rows, transposed, reach))
         return -2 * jnp.sum(slope * (_dot(rows, u.T) - along[None]), axis=1)
 
     return by_rows(block, x, y.shape[0], chunk_size)
@@ -150,13 +159,13 @@ def _second(
     profile: Profile, x: Array, y: Array, local: tuple[Array, Array] | None, u: Array | None, chunk_size: int | None
 ) -> Array:
     """Σ_j w_j ∇₁∇₁k(x_i,y_j) v_i for local = (w, v), plus Σ_j ∇₁∇₂k(x_i,y_j) u_j; either term may be left out."""
-    x, y = _centred(x, y)
+    x, y, reach = _centred(x, y)
     w, v = (None, None) if local is None else local
     transposed, columns = transpose(y), _with_ones(y, jnp.ones_like(y[:, 0]))
 
     def block(rows: Any) -> Array:
         x, v = rows
-        _, slope, curvature = profile(squared_distances(x, transposed))
+        _, slope, curvature = profile(squared_distances(x, transposed, reach))
         out, along = jnp.zeros_like(x), jnp.zeros_like(slope)  # along_ij = Δ_ij·(w_j v_i − u_j)
         if w is not None:
             along += w[None] * (jnp.sum(x * v, axis=1)[:, None] - _dot(v, transposed))
@@ -279,8 +288,8 @@ class Radial(Kernel):
 
     def __call__(self, x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
         """The matrix k(x_i, y_j)."""
-        x, y = _centred(x, y)
-        return self.profile(squared_distances(x, transpose(y)))[0]
+        x, y, reach = _centred(x, y)
+        return self.profile(squared_distances(x, transpose(y), reach))[0]
 
     def diagonal(self, x: Float[Array, "n d"]) -> Float[Array, " n"]:
         """The value ρ(0), everywhere."""

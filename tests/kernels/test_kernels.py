@@ -262,6 +262,19 @@ def test_a_coincident_pair_exerts_no_force_has_no_curvature_and_its_value_at_zer
     np.testing.assert_allclose(by_autodiff, w[:, None] * gradients, atol=tolerance(dtype) * np.max(np.abs(by_autodiff)))
 
 
+def test_a_point_that_is_worked_out_twice_is_still_where_it_is(dtype):
+    """Points drawn within a compiled program are made again in every loop that reads them, rounded in another way."""
+    k, w = coulomb(2), jnp.full(20, 1 / 20, dtype)
+
+    def forces(key):
+        x = 3 + 0.5 * jax.random.normal(key, (20, 2), dtype)
+        return k.sums(x, x, w)[1], k(x, x)
+
+    key = jax.random.key(0)
+    for found, expected in zip(jax.jit(forces)(key), forces(key), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_smooth_kernels_have_their_curvature_at_coincident_points(dtype, tolerance):
     v, x = array(rng(1).normal(size=(1, 6)), dtype), jnp.full((1, 6), 30.0, dtype)
     k = gaussian(2.0)

@@ -9,7 +9,7 @@ import pytest
 
 from pwgf_jax import Particles, Status, run, wgf
 from pwgf_jax.flows import gradient
-from pwgf_jax.flows.base import Evaluation
+from pwgf_jax.flows.protocol import Evaluation
 from pwgf_jax.measures import norm_squared
 from pwgf_jax.perturbation import white_noise
 from pwgf_jax.solve.continuous import continuous_flow, continuous_pwgf, vector_field
