@@ -13,7 +13,7 @@ from pwgf_jax.calculus import (
     wasserstein_gradient,
     wasserstein_hessian,
 )
-from pwgf_jax.certify import Certificate, Verdict, certify
+from pwgf_jax.certificate import Certificate, Verdict, certify
 from pwgf_jax.contract import check_functional
 from pwgf_jax.density import extreme_eigenpairs, spectral_density
 from pwgf_jax.flows import (

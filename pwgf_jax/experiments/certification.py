@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from pwgf_jax.calculus import Functional, wasserstein_hessian
-from pwgf_jax.certify import Certificate, certify
+from pwgf_jax.certificate import Certificate, certify
 from pwgf_jax.experiments.folder import Arm, RunFolder
 from pwgf_jax.experiments.problems import Experiment
 from pwgf_jax.experiments.reading import ConfigError, suggestion

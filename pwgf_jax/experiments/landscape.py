@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pwgf_jax.certify import Verdict
+from pwgf_jax.certificate import Verdict
 from pwgf_jax.experiments.folder import RunFolder
 from pwgf_jax.experiments.plots import canvas, style
 from pwgf_jax.experiments.summary import table

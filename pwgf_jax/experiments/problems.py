@@ -49,7 +49,7 @@ from pwgf_jax.experiments.sizes import check_fits, largest, size_of
 from pwgf_jax.experiments.starts import Start
 from pwgf_jax.flows import Flow, FlowState, descent, minibatch, seeded
 from pwgf_jax.functionals import entropy, functional, potential
-from pwgf_jax.functionals.entropy import NEIGHBOUR
+from pwgf_jax.functionals.energies import NEIGHBOUR
 from pwgf_jax.measures import Particles
 from pwgf_jax.perturbation import hessian_noise
 from pwgf_jax.problems import CriticalPoint, Problem

@@ -4,9 +4,8 @@ They form an algebra, see :class:`Combinable`: ``F + 0.5 * G``, ``F.confined(str
 """
 
 from pwgf_jax.functionals.base import Combinable, Sum, functional
-from pwgf_jax.functionals.entropy import entropy
-from pwgf_jax.functionals.interaction import interaction
-from pwgf_jax.functionals.mmd import Mmd, coulomb_discrepancy, mmd
+from pwgf_jax.functionals.discrepancy import Mmd, coulomb_discrepancy, mmd
+from pwgf_jax.functionals.energies import entropy, interaction, potential
 from pwgf_jax.functionals.network import (
     ACTIVATIONS,
     MeanFieldNetwork,
@@ -14,9 +13,8 @@ from pwgf_jax.functionals.network import (
     matrix_factorization,
     mean_field_regression,
 )
-from pwgf_jax.functionals.potential import potential
 from pwgf_jax.functionals.stein import stein_discrepancy
-from pwgf_jax.functionals.student_teacher import StudentTeacher, small_networks, student_teacher
+from pwgf_jax.functionals.teacher import StudentTeacher, small_networks, student_teacher
 
 __all__ = [
     "ACTIVATIONS",

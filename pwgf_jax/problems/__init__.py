@@ -20,7 +20,7 @@ from pwgf_jax.problems.matrices import (
     symmetric_factorization,
 )
 from pwgf_jax.problems.networks import attention_pca, copy_average, spiked_wishart_prompts
-from pwgf_jax.problems.octopus import octopus
+from pwgf_jax.problems.saddle_chain import octopus
 from pwgf_jax.problems.small import cubic, double_well, leading_eigenvector, quartic
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from pwgf_jax.solve.continuous import ContinuousSolution, continuous_flow, continuous_pwgf, vector_field
 from pwgf_jax.solve.record import Progress, Record, Solution
-from pwgf_jax.solve.run import run, sweep
+from pwgf_jax.solve.runs import run, sweep
 from pwgf_jax.solve.sharding import shard_particles
 
 __all__ = [

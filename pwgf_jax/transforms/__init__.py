@@ -17,14 +17,14 @@ from pwgf_jax.transforms.curvature_descent import (
     zeroth_order_descent,
 )
 from pwgf_jax.transforms.differences import coordinate_gradient, gaussian_gradient
-from pwgf_jax.transforms.dimer import DimerState, dimer
+from pwgf_jax.transforms.dimers import DimerState, dimer
 from pwgf_jax.transforms.domains import Domain, ball, box, polytope, simplex
 from pwgf_jax.transforms.finite_sums import Epoch, Estimator, scsg, sgd, spider
 from pwgf_jax.transforms.isometry import Isometry, OfParticles, transformation
-from pwgf_jax.transforms.masked import masked
+from pwgf_jax.transforms.masking import masked
 from pwgf_jax.transforms.newton import CubicState, absolute_inverse, cubic_newton, scale_by_saddle_free_newton
 from pwgf_jax.transforms.perturb import PerturbState, perturb_at_saddle, pgd, scale_by_measure
-from pwgf_jax.transforms.ssrgd import SSRGDState, ssrgd
+from pwgf_jax.transforms.recursive import SSRGDState, ssrgd
 from pwgf_jax.transforms.trigger import Examination, Leap, Trigger, Window, certificate_trigger, gradient_trigger, leap
 
 __all__ = [

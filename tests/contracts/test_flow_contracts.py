@@ -32,7 +32,8 @@ def constructors():
     """The public functions that return a flow and are no combinator of others."""
     named = {name: getattr(flows, name) for name in flows.__all__}
     hints = {name: get_type_hints(thing) for name, thing in named.items() if inspect.isfunction(thing)}
-    return {name for name, hint in hints.items() if hint.get("return") is Flow} - {"flow", "minibatch", "descent", "seeded"}
+    combinators = {"flow", "minibatch", "descent", "seeded"}
+    return {name for name, hint in hints.items() if hint.get("return") is Flow} - combinators
 
 
 NEWTON: dict[str, Any] = {"depth": 18}

@@ -37,7 +37,7 @@ MATHEMATICS = {
     "perturbation",
     "spectrum",
     "density",
-    "certify",
+    "certificate",
 }
 BELOW_EXPERIMENTS = {
     *MATHEMATICS,
@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "spectrum": {"trees", "objective", "measures", "calculus", "empirical", "krylov"},
     "density": {"trees", "objective", "measures", "calculus", "empirical", "krylov", "spectrum"},
     "perturbation": {"trees", "objective", "measures", "kernels", "calculus", "krylov"},
-    "certify": {"trees", "objective", "measures", "calculus", "empirical", "krylov", "spectrum"},
+    "certificate": {"trees", "objective", "measures", "calculus", "empirical", "krylov", "spectrum"},
     "theory": {"trees", "objective", "measures", "calculus", "krylov", "perturbation"},
     "transforms": {*MATHEMATICS, "kernels"},
     "flows": {*MATHEMATICS, "kernels", "functionals", "transforms"},
@@ -228,6 +228,14 @@ def test_every_exported_symbol_has_a_docstring_with_an_example_that_runs(module)
             fields = getattr(thing, "_fields", ())
             lacking.extend(f"{name}: what its field {field} is" for field in fields if field not in doc)
     assert not lacking, f"{module.name} lacks, for {'; for '.join(lacking)}"
+
+
+def test_no_module_is_shadowed_by_what_is_in_it():
+    """``import pwgf_jax.a.b as c`` is the module b, and never a function of that name."""
+    for module in PUBLIC:
+        parent, _, name = module.name.rpartition(".")
+        if parent:
+            assert getattr(importlib.import_module(parent), name) is importlib.import_module(module.name), module.name
 
 
 def test_types_are_shipped():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pwgf_jax import Particles, wasserstein_hessian
-from pwgf_jax.certify import Verdict, certify
+from pwgf_jax.certificate import Verdict, certify
 from pwgf_jax.experiments import ConfigError, build, dump, load
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.config import parse

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from pwgf_jax import problems
-from pwgf_jax.transforms.dimer import dimer
+from pwgf_jax.transforms.dimers import dimer
 from tests.transforms.driving import drive
 
 SPECTRUM = (2.0, 1.0, 0.5, -0.3)

@@ -10,7 +10,7 @@ import pytest
 from scipy.linalg import hadamard
 
 from pwgf_jax import problems
-from pwgf_jax.transforms.ssrgd import ssrgd
+from pwgf_jax.transforms.recursive import ssrgd
 
 KEY = jax.random.key(0)
 OPTIONS: Any = {"size": 6, "batch": 1, "epoch": 5, "radius": 0.1, "eps": 0.0, "f_thres": 0.1, "k_thres": 7, "key": KEY}
