@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from pwgf_jax.arguments import check_key
 from pwgf_jax.calculus import Part
 from pwgf_jax.empirical import hessian, prepared, value_and_gradient
-from pwgf_jax.krylov import check_key
 from pwgf_jax.measures import Particles, inner, norm
 from pwgf_jax.objective import Objective, Point, coordinates
 from pwgf_jax.spectrum import FIRST_LOOK, Budget, Curvature, along, deepest, search

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from pwgf_jax import krylov, trees
+from pwgf_jax import arguments, trees, tridiagonal
 from pwgf_jax.calculus import Part
 from pwgf_jax.empirical import prepared
 from pwgf_jax.objective import Objective, Point, coordinates
@@ -62,7 +62,7 @@ class SpectralDensity(NamedTuple):
             >>> round(float(one.density(jnp.zeros(1), width=1.0)[0]), 4)  # 1/√2π
             0.3989
         """
-        trees.positive("density: width", width)
+        arguments.positive("density: width", width)
         peak = 1 / (math.sqrt(2 * math.pi) * width)
         return self._mean(lambda node: peak * jnp.exp(-(((grid - node) / width) ** 2) / 2), grid)
 
@@ -122,8 +122,8 @@ def _quadrature(F: Objective, point: Point, part: Part, keys: Array, depth: int)
         flat = flat_hessian(F, point, part)
 
         def probe(key: Array) -> tuple[Array, Array]:
-            found = krylov.decompose(flat, krylov.random_start(key, flat), depth)
-            values, vectors, genuine = krylov.ritz(found)
+            found = tridiagonal.decompose(flat, tridiagonal.random_start(key, flat), depth)
+            values, vectors, genuine = tridiagonal.ritz(found)
             return jnp.where(genuine, values, values[0]), jnp.where(genuine, vectors[0] ** 2, 0)
 
         return jax.lax.map(probe, keys)
@@ -175,8 +175,11 @@ def spectral_density(
         Golub and Welsch, Math. Comp. 23 (1969); Ubaru, Chen, Saad, SIAM J. Matrix Anal. Appl. 38 (2017);
         Ghorbani, Krishnan, Xiao, arXiv:1901.10159.
     """
-    krylov.check_key(key, "spectral_density")
-    depth, probes = trees.whole("spectral_density: depth", depth), trees.whole("spectral_density: probes", probes)
+    arguments.check_key(key, "spectral_density")
+    depth, probes = (
+        arguments.whole("spectral_density: depth", depth),
+        arguments.whole("spectral_density: probes", probes),
+    )
     F, point, _ = prepared(objective, point, "spectral_density", batches=batches, has_aux=has_aux)
     size = trees.size(coordinates(point))
     nodes, weights = _quadrature(F, point, part, jax.random.split(key, probes), min(depth, size))
@@ -191,7 +194,7 @@ class _Known(NamedTuple):
     units: Array  # (m, n)
 
 
-def _deflated(flat: krylov.FlatOperator, known: _Known) -> krylov.FlatOperator:
+def _deflated(flat: tridiagonal.FlatOperator, known: _Known) -> tridiagonal.FlatOperator:
     """The operator with what is known moved to the middle of what is not: its extremes are the others'."""
     half = known.eigenvalues.size // 2
     middle = (known.eigenvalues[half - 1] + known.eigenvalues[half]) / 2
@@ -208,19 +211,19 @@ def _further(
     F: Objective,
     point: Point,
     part: Part,
-    recurrence: krylov.Recurrence,
+    recurrence: tridiagonal.Recurrence,
     first: Array,
     last: Array,
     key: Array,
     known: _Known,
-) -> tuple[krylov.Recurrence, Array, Array]:
+) -> tuple[tridiagonal.Recurrence, Array, Array]:
     """Steps ``first`` to ``last``; the residuals of the Ritz pairs, and the largest Ritz value in size."""
     with jax.default_matmul_precision("highest"):
         flat = _deflated(flat_hessian(F, point, part), known)
-        recurrence = krylov.extend(flat, recurrence, first, last, key)
-    values, vectors, genuine = krylov.ritz(krylov.finish(recurrence))
+        recurrence = tridiagonal.extend(flat, recurrence, first, last, key)
+    values, vectors, genuine = tridiagonal.ritz(tridiagonal.finish(recurrence))
     open_ = recurrence.room > 0  # a basis of the whole space has left nothing out
-    left = jnp.where(open_, krylov.length(recurrence.residual) * jnp.abs(vectors[-1]), 0)
+    left = jnp.where(open_, tridiagonal.length(recurrence.residual) * jnp.abs(vectors[-1]), 0)
     return recurrence, left, jnp.max(jnp.where(genuine, jnp.abs(values), 0))
 
 
@@ -231,19 +234,19 @@ def _extremes(count: int, steps: Array, depth: int) -> Array:
 
 
 @partial(jax.jit, static_argnums=2)
-def _pairs(F: Objective, point: Point, part: Part, recurrence: krylov.Recurrence, chosen: Array) -> _Known:
+def _pairs(F: Objective, point: Point, part: Part, recurrence: tridiagonal.Recurrence, chosen: Array) -> _Known:
     with jax.default_matmul_precision("highest"):
         flat = flat_hessian(F, point, part)
-        found = krylov.finish(recurrence)
-        values, vectors, _ = krylov.ritz(found)
+        found = tridiagonal.finish(recurrence)
+        values, vectors, _ = tridiagonal.ritz(found)
 
         def pair(coefficients: Array) -> tuple[Array, Array, Array]:
-            eigenvalue, vector, residual = krylov.rayleigh(flat, coefficients @ found.basis)
+            eigenvalue, vector, residual = tridiagonal.rayleigh(flat, coefficients @ found.basis)
             return eigenvalue, residual, vector
 
         quotients, residuals, units = jax.lax.map(pair, vectors.T[chosen])
         # The product and the recurrence would agree on the eigenvalue if it were not for rounding.
-        level = krylov.rounding(flat, recurrence.scale) + jnp.abs(quotients - values[chosen])
+        level = tridiagonal.rounding(flat, recurrence.scale) + jnp.abs(quotients - values[chosen])
         return _Known(quotients, residuals + level, units)
 
 
@@ -273,7 +276,7 @@ def _run(
         if converged or depth == cap or not jnp.isfinite(left):
             break
         done, depth = depth, min(2 * depth, cap)
-        recurrence = krylov.grown(recurrence, depth)
+        recurrence = tridiagonal.grown(recurrence, depth)
     chosen = jnp.unique(_extremes(count, recurrence.steps, depth))
     found = _pairs(F, point, part, recurrence, chosen)
     return _Round(found, depth + chosen.size, converged, bool(recurrence.room <= 0), float(rtol * largest))
@@ -326,9 +329,9 @@ def extreme_eigenpairs(
     References:
         Parlett, The Symmetric Eigenvalue Problem, Ch. 13.
     """
-    krylov.check_key(key, "extreme_eigenpairs")
-    k = trees.whole("extreme_eigenpairs: k", k)
-    trees.positive("extreme_eigenpairs: rtol", rtol)
+    arguments.check_key(key, "extreme_eigenpairs")
+    k = arguments.whole("extreme_eigenpairs: k", k)
+    arguments.positive("extreme_eigenpairs: rtol", rtol)
     F, point, like = prepared(objective, point, "extreme_eigenpairs", batches=batches, has_aux=has_aux)
     size = trees.size(coordinates(point))
     cap = min(max(deepest(point, max_depth), 1), size)

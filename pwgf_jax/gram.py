@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from pwgf_jax.forms import Functional, least_squares
-from pwgf_jax.krylov import eigh
 from pwgf_jax.measures import Field, Particles, per_particle
+from pwgf_jax.tridiagonal import eigh
 
 __all__ = ["gram_function"]
 

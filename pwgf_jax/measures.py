@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from pwgf_jax import trees
 
-__all__ = ["Field", "Particles", "inner", "norm", "norm_squared"]
+__all__ = ["Field", "Isometry", "Particles", "inner", "norm", "norm_squared"]
 
 Field: TypeAlias = PyTree[Float[Array, "n ..."]]
 """A vector field on a measure: one vector per particle, structured like the points."""
@@ -170,6 +170,53 @@ def single(dtype: Any) -> Any:
 def per_particle(values: Shaped[Array, " n"], leaf: Shaped[Array, "n ..."]) -> Shaped[Array, "n ..."]:
     """One value per particle, shaped to meet a leaf of the points."""
     return values.reshape(values.shape + (1,) * (leaf.ndim - 1))
+
+
+class Isometry(NamedTuple):
+    r"""The map :math:`y=\sqrt w\,x` of the points x of a measure; the identity without weights.
+
+    Args:
+        weights: w (N,), or None.
+        points: x, which those of weight zero keep.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> chart = Isometry(jnp.array([0.25, 0.75]), jnp.array([2.0, 4.0]))
+        >>> chart.up(jnp.array([2.0, 0.0])).tolist(), chart.down(jnp.array([1.0, 0.0])).tolist()
+        ([1.0, 0.0], [2.0, 0.0])
+    """
+
+    weights: Array | None
+    points: PyTree
+
+    def up(self, field: PyTree) -> PyTree:
+        """√w times a field: points to coordinates, a displacement dx to dy, a Wasserstein gradient to ∂F/∂y."""
+        return field if self.weights is None else _times(jnp.sqrt(self.weights), field)
+
+    def down(self, field: PyTree) -> PyTree:
+        """1/√w times a field, zero where w is: dy to dx, a Euclidean gradient ∂F/∂x to ∂F/∂y."""
+        if self.weights is None:
+            return field
+        present = self.weights > 0
+        return _times(jnp.where(present, 1 / jnp.sqrt(jnp.where(present, self.weights, 1)), 0), field)
+
+    def of(self, function: Any) -> Any:
+        """A function of the points, such as the objective, as one of y; None stays None."""
+        if self.weights is None or function is None:
+            return function
+        present = self.weights > 0
+
+        def of_y(y: PyTree, *rest: Any) -> Any:
+            moved = jax.tree.map(
+                lambda new, old: jnp.where(per_particle(present, old), new, old), self.down(y), self.points
+            )
+            return function(moved, *rest)
+
+        return of_y
+
+
+def _times(factor: Array, field: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: per_particle(factor, leaf).astype(leaf.dtype) * leaf, field)
 
 
 def inner(mu: Particles | PyTree, u: Field | PyTree, v: Field | PyTree) -> Float[Array, ""]:

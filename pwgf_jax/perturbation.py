@@ -21,10 +21,11 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from pwgf_jax import trees
+from pwgf_jax import arguments, trees
+from pwgf_jax.arguments import check_key
 from pwgf_jax.calculus import Functional, Part, integral_product
-from pwgf_jax.krylov import check_key, matrix_function
-from pwgf_jax.measures import Field, Particles, norm, norm_squared, per_particle
+from pwgf_jax.krylov import matrix_function
+from pwgf_jax.measures import Field, Isometry, Particles, norm, norm_squared
 from pwgf_jax.objective import Objective, Point, coordinates, hessian
 
 __all__ = [
@@ -62,12 +63,8 @@ def white_noise(key: Array, mu: Point) -> PyTree:
         (4, 2)
     """
     check_key(key, "white_noise")
-    z = trees.white(key, coordinates(mu))
-    if not isinstance(mu, Particles):
-        return z
-    present = mu.weights > 0
-    scale = jnp.where(present, 1 / jnp.sqrt(jnp.where(present, mu.weights, 1)), 0)
-    return jax.tree.map(lambda leaf: per_particle(scale, leaf).astype(leaf.dtype) * leaf, z)
+    chart = Isometry(mu.weights if isinstance(mu, Particles) else None, coordinates(mu))
+    return chart.down(trees.white(key, coordinates(mu)))
 
 
 def hessian_guided(
@@ -350,7 +347,7 @@ def gaussian_noise(level: float | Array | optax.Schedule) -> Noise:
         >>> gaussian_noise(0.1)(jax.random.key(0), None, jnp.zeros(3)).shape
         (3,)
     """
-    at = trees.schedule("gaussian_noise: level", level)
+    at = arguments.schedule("gaussian_noise: level", level)
     return lambda key, objective, point, step=0: isotropic(key, point, at(step))
 
 
@@ -375,7 +372,7 @@ def ball_noise(radius: float | Array) -> Noise:
     References:
         Jin, Ge, Netrapalli, Kakade, Jordan, arXiv:1703.00887, Alg. 4.
     """
-    trees.positive("ball_noise: radius", radius)
+    arguments.positive("ball_noise: radius", radius)
 
     def noise(key: Array, objective: Any, point: Point, step: Any = 0) -> PyTree:
         del objective, step

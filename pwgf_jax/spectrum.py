@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from pwgf_jax import krylov, trees
+from pwgf_jax import trees, tridiagonal
 from pwgf_jax.calculus import HessianOperator, Part
 from pwgf_jax.empirical import hessian
 from pwgf_jax.measures import Particles
@@ -64,7 +64,7 @@ class Sighting(NamedTuple):
     direction: PyTree
 
 
-def _log_failure(x: Array, recurrence: krylov.Recurrence, eps: float, dimension: Array) -> Array:
+def _log_failure(x: Array, recurrence: tridiagonal.Recurrence, eps: float, dimension: Array) -> Array:
     """Of an eigenvalue at or below each x, the logarithm of the probability that this recurrence has missed it."""
     level = jnp.maximum(eps * recurrence.scale, jnp.finfo(x.dtype).tiny)
     small = jnp.log(2 * dimension.astype(x.dtype) / jnp.pi) / 2
@@ -90,7 +90,7 @@ def _log_failure(x: Array, recurrence: krylov.Recurrence, eps: float, dimension:
 
 
 def spectrum_bound(
-    recurrence: krylov.Recurrence, lowest: Array, eps: float, dimension: Array, failure: float
+    recurrence: tridiagonal.Recurrence, lowest: Array, eps: float, dimension: Array, failure: float
 ) -> Float[Array, ""]:
     r"""A number that λ_min is not below, with probability 1 − failure, after Lanczos from a random start.
 
@@ -104,7 +104,7 @@ def spectrum_bound(
     rounding count as a new start, whose failures multiply; then the events of different depths differ.
 
     Args:
-        recurrence: of :func:`pwgf_jax.krylov.extend`, with a key.
+        recurrence: of :func:`pwgf_jax.tridiagonal.extend`, with a key.
         lowest: its smallest Ritz value.
         eps: relative precision of the products.
         dimension: n.
@@ -116,11 +116,11 @@ def spectrum_bound(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> spectrum = jnp.linspace(-1.0, 1.0, 100)
-        >>> flat = krylov.flatten(lambda v: spectrum * v, spectrum)
+        >>> flat = tridiagonal.flatten(lambda v: spectrum * v, spectrum)
         >>> start_key, fresh_key = jax.random.split(jax.random.key(0))
-        >>> begun = krylov.begin(krylov.random_start(start_key, flat), 30, flat.support)
-        >>> found = krylov.extend(flat, begun, 0, 30, fresh_key)
-        >>> lowest = krylov.ritz(krylov.finish(found))[0][0]
+        >>> begun = tridiagonal.begin(tridiagonal.random_start(start_key, flat), 30, flat.support)
+        >>> found = tridiagonal.extend(flat, begun, 0, 30, fresh_key)
+        >>> lowest = tridiagonal.ritz(tridiagonal.finish(found))[0][0]
         >>> bound = spectrum_bound(found, lowest, flat.eps, jnp.sum(flat.support), failure=1e-3)
         >>> bool(-1.1 < bound <= -1.0)
         True
@@ -150,12 +150,12 @@ def spectrum_bound(
     return lowest - jnp.where(recurrence.room > 0, distance, 0)  # a basis of the whole space has missed nothing
 
 
-def sighting(flat: krylov.FlatOperator, recurrence: krylov.Recurrence, failure: float) -> Sighting:
+def sighting(flat: tridiagonal.FlatOperator, recurrence: tridiagonal.Recurrence, failure: float) -> Sighting:
     """What a recurrence from a random start shows, for one Hessian product more.
 
     Args:
         flat: the operator.
-        recurrence: of :func:`pwgf_jax.krylov.extend`, with a key.
+        recurrence: of :func:`pwgf_jax.tridiagonal.extend`, with a key.
         failure: probability that the lower bound fails.
 
     Returns:
@@ -164,22 +164,22 @@ def sighting(flat: krylov.FlatOperator, recurrence: krylov.Recurrence, failure: 
     Example:
         >>> import jax, jax.numpy as jnp
         >>> spectrum = jnp.array([-1.0, 0.0, 2.0])
-        >>> flat = krylov.flatten(lambda v: spectrum * v, spectrum)
-        >>> begun = krylov.begin(jnp.ones(3), 3, flat.support)
-        >>> seen = sighting(flat, krylov.extend(flat, begun, 0, 3, jax.random.key(0)), failure=1e-3)
+        >>> flat = tridiagonal.flatten(lambda v: spectrum * v, spectrum)
+        >>> begun = tridiagonal.begin(jnp.ones(3), 3, flat.support)
+        >>> seen = sighting(flat, tridiagonal.extend(flat, begun, 0, 3, jax.random.key(0)), failure=1e-3)
         >>> round(float(seen.eigenvalue), 4), round(float(seen.lower), 4)
         (-1.0, -1.0)
     """
-    found = krylov.finish(recurrence)
-    values, vectors, _ = krylov.ritz(found)
-    eigenvalue, vector, residual = krylov.rayleigh(flat, vectors[:, 0] @ found.basis)
+    found = tridiagonal.finish(recurrence)
+    values, vectors, _ = tridiagonal.ritz(found)
+    eigenvalue, vector, residual = tridiagonal.rayleigh(flat, vectors[:, 0] @ found.basis)
     # The product and the recurrence would agree on the eigenvalue if it were not for rounding.
-    rounding = krylov.rounding(flat, recurrence.scale) + jnp.abs(eigenvalue - values[0])
+    rounding = tridiagonal.rounding(flat, recurrence.scale) + jnp.abs(eigenvalue - values[0])
     lower = spectrum_bound(recurrence, values[0], flat.eps, jnp.sum(flat.support), failure) - rounding
     return Sighting(eigenvalue, residual + rounding, lower, rounding, flat.to_field(vector))
 
 
-def flat_hessian(F: Objective, mu: Point, part: Part) -> krylov.FlatOperator:
+def flat_hessian(F: Objective, mu: Point, part: Part) -> tridiagonal.FlatOperator:
     """A Hessian, of a functional at a measure or of a loss at parameters, as a symmetric matrix on flat vectors.
 
     Example:
@@ -189,7 +189,7 @@ def flat_hessian(F: Objective, mu: Point, part: Part) -> krylov.FlatOperator:
         >>> flat_hessian(F, Particles.uniform(jnp.zeros((2, 1))), "full").matvec(jnp.ones(2)).tolist()
         [2.0, 2.0]
     """
-    return krylov.flatten(hessian(F, mu, part), coordinates(mu))
+    return tridiagonal.flatten(hessian(F, mu, part), coordinates(mu))
 
 
 def sight(F: Objective, mu: Point, part: Part, key: Array, depth: int, failure: float = 1e-3) -> Sighting:
@@ -218,8 +218,8 @@ def sight(F: Objective, mu: Point, part: Part, key: Array, depth: int, failure: 
     with jax.default_matmul_precision("highest"):
         flat = flat_hessian(F, mu, part)
         depth = min(depth, flat.support.size)
-        begun = krylov.begin(krylov.random_start(start_key, flat), depth, flat.support)
-        return sighting(flat, krylov.extend(flat, begun, 0, depth, fresh_key), failure)
+        begun = tridiagonal.begin(tridiagonal.random_start(start_key, flat), depth, flat.support)
+        return sighting(flat, tridiagonal.extend(flat, begun, 0, depth, fresh_key), failure)
 
 
 FIRST_LOOK = 16
@@ -290,7 +290,7 @@ def deepest(point: Point, max_depth: int | None) -> int:
     return max(32, _BASIS // max(trees.size(at) * trees.dtype(at).itemsize, 1))
 
 
-def flat_geometry(point: Point) -> krylov.FlatOperator:
+def flat_geometry(point: Point) -> tridiagonal.FlatOperator:
     """Fields at a point as flat vectors, with the identity for an operator: what needs no objective.
 
     Example:
@@ -299,11 +299,11 @@ def flat_geometry(point: Point) -> krylov.FlatOperator:
         [0.0, 1.0]
     """
     mu = point if isinstance(point, Particles) else None
-    return krylov.flatten(HessianOperator(lambda v: v, mu), coordinates(point))
+    return tridiagonal.flatten(HessianOperator(lambda v: v, mu), coordinates(point))
 
 
 @partial(jax.jit, static_argnums=2)
-def begun(point: Point, key: Array, depth: int) -> krylov.Recurrence:
+def begun(point: Point, key: Array, depth: int) -> tridiagonal.Recurrence:
     """The recurrence of Lanczos from a random start at a measure or at parameters, before its first step.
 
     Example:
@@ -312,7 +312,7 @@ def begun(point: Point, key: Array, depth: int) -> krylov.Recurrence:
         (15,)
     """
     flat = flat_geometry(point)
-    return krylov.begin(krylov.random_start(key, flat), depth, flat.support)
+    return tridiagonal.begin(tridiagonal.random_start(key, flat), depth, flat.support)
 
 
 @partial(jax.jit, static_argnums=(2, 7))
@@ -320,16 +320,16 @@ def _deepen(
     F: Objective,
     point: Point,
     part: Part,
-    recurrence: krylov.Recurrence,
+    recurrence: tridiagonal.Recurrence,
     first: Array,
     last: Array,
     key: Array,
     failure: float,
-) -> tuple[krylov.Recurrence, Sighting]:
+) -> tuple[tridiagonal.Recurrence, Sighting]:
     """Steps ``first`` to ``last``, and what is known after them."""
     with jax.default_matmul_precision("highest"):
         flat = flat_hessian(F, point, part)
-        recurrence = krylov.extend(flat, recurrence, first, last, key)
+        recurrence = tridiagonal.extend(flat, recurrence, first, last, key)
         return recurrence, sighting(flat, recurrence, failure)
 
 
@@ -346,7 +346,7 @@ def along(F: Objective, point: Point, part: Part, direction: PyTree) -> tuple[Ar
     """
     with jax.default_matmul_precision("highest"):
         flat = flat_hessian(F, point, part)
-        eigenvalue, _, residual = krylov.rayleigh(flat, flat.to_flat(direction))
+        eigenvalue, _, residual = tridiagonal.rayleigh(flat, flat.to_flat(direction))
         return eigenvalue, residual
 
 
@@ -391,9 +391,9 @@ def search(F: Objective, point: Point, part: Part, delta: float, key: Array, bud
             return curvature
         if depth < cap:
             done, depth = depth, min(2 * depth, cap, depth + affordable)
-            recurrence = krylov.grown(recurrence, depth)
+            recurrence = tridiagonal.grown(recurrence, depth)
         else:
             # No room for a longer basis: go on from the best vector. It can only still find a saddle.
             restarted, done, depth = True, 0, min(cap, affordable)
             flat = flat_geometry(point)
-            recurrence = krylov.begin(flat.to_flat(seen.direction), depth, flat.support)
+            recurrence = tridiagonal.begin(flat.to_flat(seen.direction), depth, flat.support)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pwgf_jax import Particles, Verdict, certify, functionals, hessian_matrix, spectrum
-from pwgf_jax.krylov import begin, extend, finish, flatten, random_start, ritz
 from pwgf_jax.measures import traceable
 from pwgf_jax.spectrum import sight, spectrum_bound
+from pwgf_jax.tridiagonal import begin, extend, finish, flatten, random_start, ritz
 from tests.oracles.closed_forms import antithetic, mean_quartic, rotated, sign_pairs
 
 KEY = jax.random.key(0)

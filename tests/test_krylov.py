@@ -14,10 +14,10 @@ from pwgf_jax import (
     Particles,
     functionals,
     hessian_matrix,
-    krylov,
     lanczos,
     matrix_function,
     smallest_eigenpair,
+    tridiagonal,
     wasserstein_hessian,
 )
 from tests.oracles.closed_forms import rotated
@@ -388,8 +388,8 @@ def test_sums_over_many_coordinates_keep_their_digits(size):
     u = draw.normal(size=size)
     u = (u / np.linalg.norm(u)).astype(np.float32)
     exact = float(u.astype(np.float64) @ u.astype(np.float64))
-    assert abs(float(krylov.product(jnp.asarray(u), jnp.asarray(u))) - exact) < 1e-6
-    assert abs(float(krylov.length(jnp.asarray(u))) - exact**0.5) < 1e-6
+    assert abs(float(tridiagonal.product(jnp.asarray(u), jnp.asarray(u))) - exact) < 1e-6
+    assert abs(float(tridiagonal.length(jnp.asarray(u))) - exact**0.5) < 1e-6
 
 
 @pytest.mark.float32

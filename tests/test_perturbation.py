@@ -203,7 +203,7 @@ def test_smooth_isotropic_noise_has_the_gaussian_kernel_for_covariance():
 
 @pytest.mark.parametrize("shape", [(4, 3), (4, 2, 3), (4,)])
 def test_noises_are_shaped_and_typed_like_the_points(shape, dtype):
-    mu = Particles.uniform(jnp.ones(shape, dtype))
+    mu = Particles(jnp.ones(shape, dtype), jnp.full(4, 0.25, dtype))
 
     @jax.jit
     def noises(key):

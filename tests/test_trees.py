@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from pwgf_jax import trees
+from pwgf_jax import arguments, trees
 from pwgf_jax.transforms import average_over, dimer, error_feedback, finite_sums, random_k, ssrgd, top_k
 
 KEY = jax.random.key(0)
@@ -45,12 +45,12 @@ def test_counters_do_not_turn_negative():
 @pytest.mark.parametrize("number", [0, -1, 1.5, 2**31, 2**63, 10**400, float("nan"), float("inf")])
 def test_what_is_no_whole_number_of_32_bits_is_refused(number):
     with pytest.raises(ValueError, match=r"ssrgd: epoch=.*; give a whole number, 1 to 2147483647"):
-        trees.whole("ssrgd: epoch", number)
+        arguments.whole("ssrgd: epoch", number)
 
 
 def test_a_traced_whole_number_names_what_keeps_it_from_being_traced():
     with pytest.raises(TypeError, match=r'ssrgd: epoch is traced.*static_args="epoch"'):
-        jax.jit(lambda n: trees.whole("ssrgd: epoch", n))(3)
+        jax.jit(lambda n: arguments.whole("ssrgd: epoch", n))(3)
 
 
 @pytest.mark.parametrize(

@@ -50,13 +50,13 @@ from pwgf_jax.experiments.starts import Start
 from pwgf_jax.flows import Flow, FlowState, descent, minibatch, seeded
 from pwgf_jax.functionals import entropy, functional, potential
 from pwgf_jax.functionals.energies import NEIGHBOUR
-from pwgf_jax.measures import Particles
+from pwgf_jax.measures import Isometry, Particles
 from pwgf_jax.perturbation import hessian_noise
 from pwgf_jax.problems import CriticalPoint, Problem
 from pwgf_jax.problems.base import around
 from pwgf_jax.solve import Record
 from pwgf_jax.theory import Constants
-from pwgf_jax.transforms import Isometry, gradient_trigger
+from pwgf_jax.transforms import gradient_trigger
 
 __all__ = ["Experiment", "build", "build_objective"]
 

@@ -18,8 +18,8 @@ from pwgf_jax.experiments.certification import Certified, certify_run
 from pwgf_jax.experiments.landscape import Found, Survey, cluster
 from pwgf_jax.experiments.reading import ConfigError, suggestion
 from pwgf_jax.experiments.schema import Config
-from pwgf_jax.krylov import decompose, flatten, ritz
 from pwgf_jax.measures import Particles, traceable
+from pwgf_jax.tridiagonal import decompose, flatten, ritz
 
 __all__ = ["explore", "prepare"]
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from pwgf_jax import trees
+from pwgf_jax import arguments
+from pwgf_jax.arguments import check_key
 from pwgf_jax.calculus import Functional, value_and_wasserstein_gradient
 from pwgf_jax.flows.protocol import Evaluation, Flow, FlowState, Status, StepInfo
-from pwgf_jax.krylov import check_key
 from pwgf_jax.measures import Particles, norm, per_particle
 from pwgf_jax.perturbation import Noise
 from pwgf_jax.transforms.isometry import OfParticles
@@ -208,7 +208,7 @@ def minibatch(method: Flow, size: int) -> Flow:
         >>> round(float(solution.value), 3)
         0.0
     """
-    trees.whole("minibatch: size", size)
+    arguments.whole("minibatch: size", size)
 
     def sampled(key: Array, F: Any) -> tuple[Array, Functional]:
         if not hasattr(F, "batch"):

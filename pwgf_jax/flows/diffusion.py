@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from pwgf_jax import trees
+from pwgf_jax import arguments
 from pwgf_jax.flows.base import StepSize, flow, gradient
 from pwgf_jax.flows.protocol import Flow, preset
 from pwgf_jax.perturbation import gaussian_noise
@@ -73,6 +73,6 @@ def _thermal(step_size: StepSize, temperature: float | Array | optax.Schedule) -
             "langevin: an optax transformation has no single step size to scale thermal noise by; give step_size as "
             "a float or a schedule, or the noise as noise_level."
         )
-    eta = trees.schedule("langevin: step_size", step_size)
-    tau = trees.schedule("langevin: temperature", temperature)
+    eta = arguments.schedule("langevin: step_size", step_size)
+    tau = arguments.schedule("langevin: temperature", temperature)
     return lambda step: jnp.sqrt(2 * eta(step) * tau(step))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from pwgf_jax import trees
+from pwgf_jax import arguments
 from pwgf_jax.calculus import Functional, value_and_wasserstein_gradient, wasserstein_gradient
 from pwgf_jax.flows.base import Direction, StepSize, flow
 from pwgf_jax.flows.protocol import Evaluation, Flow, preset
@@ -162,7 +162,7 @@ def injected(level: float | Array | optax.Schedule | AdaptiveLevel, velocity: Ve
                 "injected: an adaptive level speaks of the gradient; with a velocity give a number or a schedule."
             )
     else:
-        at = trees.schedule("noise injection: level", level)
+        at = arguments.schedule("noise injection: level", level)
 
     def direction(key: Array, F: Functional, mu: Particles, step: Any = 0) -> Evaluation:
         value, gradient = value_and_wasserstein_gradient(F, mu)

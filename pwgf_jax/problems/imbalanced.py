@@ -14,7 +14,8 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from pwgf_jax.krylov import check_key, smallest_eigenpair
+from pwgf_jax.arguments import check_key
+from pwgf_jax.krylov import smallest_eigenpair
 from pwgf_jax.problems.base import CriticalPoint, Problem
 
 __all__ = [

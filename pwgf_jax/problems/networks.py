@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from pwgf_jax.krylov import check_key
+from pwgf_jax.arguments import check_key
 from pwgf_jax.problems.base import CriticalPoint, OnDemand, Problem, numbers
 
 __all__ = ["attention_pca", "copy_average", "spiked_wishart_prompts"]

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from pwgf_jax.arguments import check_key
 from pwgf_jax.calculus import Functional
 from pwgf_jax.contract import check_once
 from pwgf_jax.flows import Status, gradient
 from pwgf_jax.flows.base import Direction
-from pwgf_jax.krylov import check_key
 from pwgf_jax.measures import Field, Particles, check_measure, traceable
 from pwgf_jax.perturbation import Noise, hessian_guided
 from pwgf_jax.solve.record import BUILT_IN, Stats

@@ -18,10 +18,10 @@ import optax
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, PyTree
 
+from pwgf_jax.arguments import check_key
 from pwgf_jax.calculus import Functional
 from pwgf_jax.contract import check_once, is_own
 from pwgf_jax.flows import Flow, FlowState, Status
-from pwgf_jax.krylov import check_key
 from pwgf_jax.measures import Particles, traceable
 from pwgf_jax.solve import checkpoint as checkpoints
 from pwgf_jax.solve.checkpoint import Checkpoint, CheckpointError

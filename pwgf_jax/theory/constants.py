@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from pwgf_jax import trees
+from pwgf_jax import arguments
 
 __all__ = ["Constants"]
 
@@ -48,9 +48,9 @@ class Constants:
 
     def __post_init__(self) -> None:
         for name in ("smoothness", "hessian_lipschitz", "eps", "delta"):
-            trees.positive(f"Constants: {name}", getattr(self, name))
+            arguments.positive(f"Constants: {name}", getattr(self, name))
         for name in ("dimension", "size"):
-            trees.whole(f"Constants: {name}", getattr(self, name))
+            arguments.whole(f"Constants: {name}", getattr(self, name))
 
     @property
     def reach(self) -> float:
@@ -169,7 +169,7 @@ class Constants:
             Jin et al., arXiv:1703.00887, Alg. 3 (constants recalled).
         """
         _check_run("pgd_2017", gap, failure)
-        trees.positive("pgd_2017: c", c)
+        arguments.positive("pgd_2017: c", c)
         if c > 1:
             raise ValueError(f"pgd_2017: c={c}; give a number at most one.")
         chi = 3 * max(math.log(self.dimension * self.smoothness * gap / (c * self.eps**2 * failure)), 4)
@@ -332,6 +332,6 @@ class Constants:
 
 
 def _check_run(caller: str, gap: float, failure: float) -> None:
-    trees.positive(f"{caller}: gap", gap)
+    arguments.positive(f"{caller}: gap", gap)
     if not 0 < failure < 1:
         raise ValueError(f"{caller}: failure={failure}; give a probability, 0 < failure < 1.")

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from pwgf_jax import trees
+from pwgf_jax import arguments, trees
+from pwgf_jax.arguments import check_key
 from pwgf_jax.calculus import HessianOperator, Part
-from pwgf_jax.krylov import check_key, lanczos, smallest_eigenpair
+from pwgf_jax.krylov import lanczos, smallest_eigenpair
 from pwgf_jax.measures import Particles, norm, per_particle, traceable
 from pwgf_jax.objective import Objective, Point, coordinates, hessian, moved, value_and_gradient
 from pwgf_jax.perturbation import hessian_energy, hessian_guided, isotropic, white_noise
@@ -223,7 +224,7 @@ def suggest_parameters(
         (['eps', 'eta_p', 'f_thres', 'k_thres'], 0.1)
     """
     check_key(key, "suggest_parameters")
-    depth = min(trees.whole("suggest_parameters: depth", depth), trees.size(coordinates(point)))
+    depth = min(arguments.whole("suggest_parameters: depth", depth), trees.size(coordinates(point)))
     seen = _Local(*map(float, _look(depth, key, traceable(objective), point)))
     if not seen.smoothness > 0 or not seen.changed > 1e-3 * seen.smoothness or not math.isfinite(sum(seen)):
         raise ValueError(

@@ -20,7 +20,7 @@ from pwgf_jax.transforms.differences import coordinate_gradient, gaussian_gradie
 from pwgf_jax.transforms.dimers import DimerState, dimer
 from pwgf_jax.transforms.domains import Domain, ball, box, polytope, simplex
 from pwgf_jax.transforms.finite_sums import Epoch, Estimator, scsg, sgd, spider
-from pwgf_jax.transforms.isometry import Isometry, OfParticles, transformation
+from pwgf_jax.transforms.isometry import OfParticles, chart, transformation
 from pwgf_jax.transforms.masking import masked
 from pwgf_jax.transforms.newton import CubicState, absolute_inverse, cubic_newton, scale_by_saddle_free_newton
 from pwgf_jax.transforms.perturb import PerturbState, perturb_at_saddle, pgd, scale_by_measure
@@ -37,7 +37,6 @@ __all__ = [
     "ErrorFeedbackState",
     "Estimator",
     "Examination",
-    "Isometry",
     "Leap",
     "NegativeCurvature",
     "NegativeCurvatureState",
@@ -51,6 +50,7 @@ __all__ = [
     "ball",
     "box",
     "certificate_trigger",
+    "chart",
     "compressed_sgd",
     "constrained_escape",
     "coordinate_gradient",

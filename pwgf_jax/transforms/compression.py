@@ -12,8 +12,8 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
-from pwgf_jax import trees
-from pwgf_jax.krylov import check_key
+from pwgf_jax import arguments, trees
+from pwgf_jax.arguments import check_key
 from pwgf_jax.transforms.isometry import transformation
 
 __all__ = [
@@ -74,7 +74,7 @@ def top_k(k: int) -> Compressor:
     References:
         Avdiukhin, Yaroslavtsev, arXiv:2105.10090.
     """
-    k = trees.whole("top_k: k", k)
+    k = arguments.whole("top_k: k", k)
 
     def compress(key: Any, x: Float[Array, " d"]) -> Float[Array, " d"]:
         del key
@@ -106,7 +106,7 @@ def random_k(k: int) -> Compressor:
     References:
         Avdiukhin, Yaroslavtsev, arXiv:2105.10090.
     """
-    k = trees.whole("random_k: k", k)
+    k = arguments.whole("random_k: k", k)
 
     def compress(key: Any, x: Float[Array, " d"]) -> Float[Array, " d"]:
         _check_size("random_k", k, x)
@@ -169,10 +169,10 @@ def error_feedback(compressor: Compressor, *, reset_every: int, key: Array) -> o
         Avdiukhin, Yaroslavtsev, NeurIPS 2021, arXiv:2105.10090; the fixed period of the reset is ours.
     """
     check_key(key, "error_feedback")
-    reset_every = trees.whole("error_feedback: reset_every", reset_every)
+    reset_every = arguments.whole("error_feedback: reset_every", reset_every)
 
     def init(params: PyTree) -> ErrorFeedbackState:
-        trees.real("error_feedback", params)
+        arguments.real("error_feedback", params)
         zero = jnp.zeros((), jnp.int32)
         return trees.copied(ErrorFeedbackState(key, zero, trees.zeros(params), jnp.zeros((), jnp.float32)))
 
@@ -280,7 +280,7 @@ def compressed_sgd(
         Avdiukhin, Yaroslavtsev, NeurIPS 2021, arXiv:2105.10090.
     """
     check_key(key, "compressed_sgd")
-    trees.not_negative("compressed_sgd: noise_radius", noise_radius)
+    arguments.not_negative("compressed_sgd: noise_radius", noise_radius)
     noise_key, compressor_key = jax.random.split(key)
     parts = [
         optax.scale_by_learning_rate(learning_rate),

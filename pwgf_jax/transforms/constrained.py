@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from pwgf_jax import trees
-from pwgf_jax.krylov import check_key
+from pwgf_jax import arguments, trees
+from pwgf_jax.arguments import check_key
 from pwgf_jax.transforms.domains import Domain
 from pwgf_jax.transforms.isometry import transformation
 
@@ -105,14 +105,14 @@ def constrained_escape(
     """
     check_key(key, "constrained_escape")
     given = {"smoothness": smoothness, "hessian_lipschitz": hessian_lipschitz, "eps": eps, "gamma": gamma}
-    trees.all_positive("constrained_escape", **given)
+    arguments.all_positive("constrained_escape", **given)
     if first_order not in ("projected", "frank_wolfe"):
         raise ValueError(f'constrained_escape: first_order={first_order!r}; choose "projected" or "frank_wolfe".')
     if (project := domain.project) is None and first_order == "projected":
         raise ValueError('constrained_escape: the domain has no projection; choose first_order="frank_wolfe".')
 
     def init(params: PyTree) -> ConstrainedState:
-        trees.real("constrained_escape", params)
+        arguments.real("constrained_escape", params)
         zero, no = jnp.zeros((), trees.dtype(params)), jnp.zeros((), bool)
         return trees.copied(ConstrainedState(key, zero + jnp.inf, zero, no.astype(jnp.int32), no))
 
@@ -120,7 +120,7 @@ def constrained_escape(
         updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
     ) -> tuple[PyTree, ConstrainedState]:
         del extra_args
-        trees.needed("constrained_escape", params=params, value_fn=value_fn)
+        arguments.needed("constrained_escape", params=params, value_fn=value_fn)
         (x, unravel), kept = trees.ravel(params), state.curvature.dtype
         g = trees.ravel(updates)[0].astype(x.dtype)
         L, M, enough, curved = (jnp.asarray(n, x.dtype) for n in (smoothness, hessian_lipschitz, eps, gamma))

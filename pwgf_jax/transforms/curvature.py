@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from pwgf_jax import trees
-from pwgf_jax.krylov import check_key
+from pwgf_jax import arguments, trees
+from pwgf_jax.arguments import check_key
 from pwgf_jax.transforms.differences import differencing_radius
 from pwgf_jax.transforms.finite_sums import check_batches, draw, times, total
 
@@ -197,8 +197,8 @@ def negative_curvature_online(
     name, known = "negative_curvature_online", (smoothness, delta, hessian_lipschitz, radius, failure, steps)
     L, least, p, apart = _numbers(name, params, key, known)
     check_batches(name, size, batch=batch, verification=size if verification is None else verification)
-    trees.all_positive(name, learning_rate=learning_rate)
-    repeats = trees.whole(f"{name}: repeats", repeats)
+    arguments.all_positive(name, learning_rate=learning_rate)
+    repeats = arguments.whole(f"{name}: repeats", repeats)
     flat, unravel = trees.ravel(params)
     rate = jnp.minimum(1 / L, batch * least / (L**2 * (1 + jnp.log(flat.size))))
     rate = rate if learning_rate is None else jnp.asarray(learning_rate, flat.dtype)
@@ -249,7 +249,7 @@ def _numbers(caller: str, params: PyTree, key: Array, known: tuple[Any, ...]) ->
     """L, δ, p and the length at which gradients are differenced, in the dtype of the parameters."""
     smoothness, delta, hessian_lipschitz, radius, failure, steps = known
     check_key(key, caller)
-    trees.real(caller, params)
+    arguments.real(caller, params)
     check_search(
         caller,
         smoothness=smoothness,
@@ -281,8 +281,10 @@ def check_search(
         ...
         ValueError: negative_curvature: delta=0.0; give a positive number.
     """
-    trees.all_positive(caller, smoothness=smoothness, delta=delta, hessian_lipschitz=hessian_lipschitz, radius=radius)
+    arguments.all_positive(
+        caller, smoothness=smoothness, delta=delta, hessian_lipschitz=hessian_lipschitz, radius=radius
+    )
     if not isinstance(failure, Tracer) and not 0 < failure < 1:
         raise ValueError(f"{caller}: failure={failure}; give a probability, 0 < failure < 1.")
     if steps is not None and not isinstance(steps, Tracer):
-        trees.whole(f"{caller}: steps", steps)
+        arguments.whole(f"{caller}: steps", steps)

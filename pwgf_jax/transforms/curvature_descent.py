@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from pwgf_jax import trees
-from pwgf_jax.krylov import check_key
+from pwgf_jax import arguments, trees
+from pwgf_jax.arguments import check_key
 from pwgf_jax.transforms.curvature import (
     NegativeCurvature,
     check_search,
@@ -196,7 +196,7 @@ def zeroth_order_descent(
     """
     numbers: dict[str, Any] = {"smoothness": smoothness, "delta": delta, "hessian_lipschitz": hessian_lipschitz}
     numbers |= {"radius": radius, "failure": failure, "steps": steps}
-    trees.all_positive("zeroth_order_descent", mu=mu)
+    arguments.all_positive("zeroth_order_descent", mu=mu)
 
     def gradient(values: Callable[..., Array], params: PyTree) -> Callable[..., PyTree]:
         width = trees.precision(params) ** (1 / 3) if mu is None else mu
@@ -213,14 +213,14 @@ def _descent(
     """What both share, with and without batches."""
     check_key(key, name)
     check_search(name, **numbers)
-    trees.all_positive(name, eps=eps)
+    arguments.all_positive(name, eps=eps)
     exact = order.exact and estimator is None
     enough = eps if exact else 0.75 * eps
     rate = 1 / numbers["smoothness"] if exact else 1 / (3 * numbers["smoothness"])
     length = numbers["delta"] / numbers["hessian_lipschitz"]
 
     def init(params: PyTree) -> NegativeCurvatureState:
-        trees.real(name, params)
+        arguments.real(name, params)
         infinite = jnp.full((), jnp.inf, trees.dtype(params))
         epoch = None if estimator is None else Epoch.before(params)
         return trees.copied(NegativeCurvatureState(key, jnp.zeros((), jnp.int32), infinite, jnp.zeros((), bool), epoch))
@@ -229,7 +229,7 @@ def _descent(
         updates: PyTree, state: Any, params: PyTree = None, **extra_args: Any
     ) -> tuple[PyTree, NegativeCurvatureState]:
         function = extra_args.get(order.function)
-        trees.needed(name, params=params, **{order.function: function})
+        arguments.needed(name, params=params, **{order.function: function})
         gradient, queries = order.gradient(function, params), order.queries(params)
         if estimator is None:
             v, spent, trusted = updates if order.exact else gradient(params), queries, True

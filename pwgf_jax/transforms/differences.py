@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from pwgf_jax import trees
-from pwgf_jax.krylov import check_key
+from pwgf_jax import arguments, trees
+from pwgf_jax.arguments import check_key
 
 __all__ = ["coordinate_gradient", "differencing_radius", "gaussian_gradient"]
 
@@ -80,7 +80,7 @@ def coordinate_gradient(value_fn: Callable[[PyTree], Array], params: PyTree, mu:
     References:
         Zhang, Xiong, Gu, arXiv:2210.01496, Sec. 3.
     """
-    trees.positive("coordinate_gradient: mu", mu)
+    arguments.positive("coordinate_gradient: mu", mu)
     flat, unravel = trees.ravel(params)
     slope = _slope(value_fn, flat, unravel, mu)
     return unravel(jax.lax.map(lambda i: slope(jnp.zeros_like(flat).at[i].set(1)), jnp.arange(flat.size)))
@@ -115,8 +115,8 @@ def gaussian_gradient(
         Ren, Tang, Li, ICML 2023 (two-point estimates); Nesterov, Spokoiny, Found. Comput. Math. 17 (2017).
     """
     check_key(key, "gaussian_gradient")
-    trees.positive("gaussian_gradient: mu", mu)
-    samples = trees.whole("gaussian_gradient: samples", samples)
+    arguments.positive("gaussian_gradient: mu", mu)
+    samples = arguments.whole("gaussian_gradient: samples", samples)
     flat, unravel = trees.ravel(params)
     slope = _slope(value_fn, flat, unravel, mu)
 

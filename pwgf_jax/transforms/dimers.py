@@ -10,8 +10,8 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PyTree
 
-from pwgf_jax import trees
-from pwgf_jax.krylov import check_key
+from pwgf_jax import arguments, trees
+from pwgf_jax.arguments import check_key
 from pwgf_jax.transforms.isometry import transformation
 
 __all__ = ["DimerState", "dimer"]
@@ -111,16 +111,16 @@ def dimer(
     check_key(key, "dimer")
     if mode not in ("repel", "translate", "as_published"):
         raise ValueError(f'dimer: mode={mode!r}; choose "repel", "translate" or "as_published".')
-    trees.all_positive("dimer", separation=separation, rotation_rate=rotation_rate, strength=strength)
+    arguments.all_positive("dimer", separation=separation, rotation_rate=rotation_rate, strength=strength)
     for name, number in {"kick": kick, "tolerance": tolerance}.items():
-        trees.not_negative(f"dimer: {name}", number)
+        arguments.not_negative(f"dimer: {name}", number)
         if not isinstance(number, Tracer) and number > 0 and mode != "repel":
             raise ValueError(f'dimer: {name}={number} has no use in mode="{mode}"; leave it out or choose "repel".')
-    every = trees.whole("dimer: every", every)
+    every = arguments.whole("dimer: every", every)
     rate = rotation_rate if mode == "as_published" else -rotation_rate / separation
 
     def init(params: PyTree) -> DimerState:
-        trees.real("dimer", params)
+        arguments.real("dimer", params)
         drawn = optax.tree.random_like(key, trees.zeros(params), jax.random.normal)
         direction, length = trees.unit(drawn)
         return trees.copied(DimerState(direction, jnp.zeros_like(length), jnp.zeros((), jnp.int32)))
@@ -129,7 +129,7 @@ def dimer(
         updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
     ) -> tuple[PyTree, DimerState]:
         del extra_args
-        trees.needed("dimer", params=params, value_fn=value_fn)
+        arguments.needed("dimer", params=params, value_fn=value_fn)
 
         def rotated(direction: PyTree, curvature: Array) -> tuple[PyTree, Array]:
             with jax.default_matmul_precision("highest"):

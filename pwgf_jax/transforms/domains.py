@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from pwgf_jax import trees
-from pwgf_jax.krylov import eigh
+from pwgf_jax import arguments, trees
 from pwgf_jax.transforms.secular import secular
+from pwgf_jax.tridiagonal import eigh
 
 __all__ = ["Domain", "ball", "box", "polytope", "simplex"]
 
@@ -77,7 +77,7 @@ def ball(radius: float, center: PyTree = 0.0) -> Domain:
     References:
         Moré, Sorensen, SIAM J. Sci. Stat. Comput. 4 (1983), for the trust-region problem and its hard case.
     """
-    trees.positive("ball: radius", radius)
+    arguments.positive("ball: radius", radius)
 
     def project(x: Float[Array, " d"]) -> Float[Array, " d"]:
         c = _vector("ball: center", center, x)
@@ -236,7 +236,7 @@ def simplex(total: float = 1.0) -> Domain:
         >>> simplex().oracle(jnp.array([1.0, -1.0, 0.0])).tolist()
         [0.0, 1.0, 0.0]
     """
-    trees.positive("simplex: total", total)
+    arguments.positive("simplex: total", total)
 
     def oracle(g: Float[Array, " d"]) -> Float[Array, " d"]:
         return total * jax.nn.one_hot(jnp.argmin(g), g.size, dtype=g.dtype)
@@ -273,5 +273,5 @@ def polytope(
         >>> triangle.oracle(jnp.array([-2.0, -1.0])).tolist()
         [1.0, 0.0]
     """
-    trees.positive("polytope: diameter", diameter)
+    arguments.positive("polytope: diameter", diameter)
     return Domain(project, linear_oracle, lambda x: diameter, _search_by_oracle(linear_oracle))

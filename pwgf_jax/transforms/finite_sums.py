@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
-from pwgf_jax import trees
+from pwgf_jax import arguments, trees
 
 __all__ = [
     "Epoch",
@@ -37,7 +37,7 @@ def check_batches(caller: str, size: int, **batches: int) -> None:
         ValueError: ssrgd: batch=5 of 4 terms; give a whole number, 1 to 4.
     """
     for name, batch in {"size": size, **batches}.items():
-        if trees.whole(f"{caller}: {name}", batch, least=0) < 1 or batch > size:
+        if arguments.whole(f"{caller}: {name}", batch, least=0) < 1 or batch > size:
             raise ValueError(f"{caller}: {name}={batch} of {size} terms; give a whole number, 1 to {size}.")
 
 
@@ -156,7 +156,7 @@ def spider(size: int, batch: int, large_batch: int, epoch: int) -> Estimator:
         Fang, Li, Lin, Zhang, arXiv:1807.01695.
     """
     check_batches("spider", size, batch=batch, large_batch=large_batch)
-    epoch = trees.whole("spider: epoch", epoch)
+    epoch = arguments.whole("spider: epoch", epoch)
     return Estimator(size, batch, large_batch, True, lambda key, inner: inner >= epoch)
 
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from pwgf_jax.measures import per_particle
+from pwgf_jax.measures import Isometry
 
-__all__ = ["Isometry", "OfParticles", "transformation"]
+__all__ = ["OfParticles", "chart", "transformation"]
 
 
 @dataclass(frozen=True)
@@ -45,56 +43,15 @@ class OfParticles:
         return self.function(points)
 
 
-class Isometry(NamedTuple):
-    r"""The map :math:`y=\sqrt w\,x` of the points x of a measure; the identity without weights.
-
-    Args:
-        weights: w (N,), or None.
-        points: x, which those of weight zero keep.
+def chart(value_fn: Any, points: PyTree) -> Isometry:
+    """That of an objective of these points: by its weights if it is an :class:`OfParticles`, else the identity.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> chart = Isometry(jnp.array([0.25, 0.75]), jnp.array([2.0, 4.0]))
-        >>> chart.up(jnp.array([2.0, 0.0])).tolist(), chart.down(jnp.array([1.0, 0.0])).tolist()
-        ([1.0, 0.0], [2.0, 0.0])
+        >>> chart(jnp.sum, jnp.ones(2)).up(jnp.ones(2)).tolist()
+        [1.0, 1.0]
     """
-
-    weights: Array | None
-    points: PyTree
-
-    @classmethod
-    def of_points(cls, value_fn: Any, points: PyTree) -> Isometry:
-        """That of an objective of these points: by its weights if it is an :class:`OfParticles`, else the identity."""
-        return cls(value_fn.weights if isinstance(value_fn, OfParticles) else None, points)
-
-    def up(self, field: PyTree) -> PyTree:
-        """√w times a field: points to coordinates, a displacement dx to dy, a Wasserstein gradient to ∂F/∂y."""
-        return field if self.weights is None else _times(jnp.sqrt(self.weights), field)
-
-    def down(self, field: PyTree) -> PyTree:
-        """1/√w times a field, zero where w is: dy to dx, a Euclidean gradient ∂F/∂x to ∂F/∂y."""
-        if self.weights is None:
-            return field
-        present = self.weights > 0
-        return _times(jnp.where(present, 1 / jnp.sqrt(jnp.where(present, self.weights, 1)), 0), field)
-
-    def of(self, function: Any) -> Any:
-        """A function of the points, such as the objective, as one of y; None stays None."""
-        if self.weights is None or function is None:
-            return function
-        present = self.weights > 0
-
-        def of_y(y: PyTree, *rest: Any) -> Any:
-            moved = jax.tree.map(
-                lambda new, old: jnp.where(per_particle(present, old), new, old), self.down(y), self.points
-            )
-            return function(moved, *rest)
-
-        return of_y
-
-
-def _times(factor: Array, field: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: per_particle(factor, leaf).astype(leaf.dtype) * leaf, field)
+    return Isometry(value_fn.weights if isinstance(value_fn, OfParticles) else None, points)
 
 
 def transformation(
@@ -126,16 +83,16 @@ def transformation(
     """
 
     def weighted(updates: PyTree, state: Any, params: PyTree = None, **extra_args: Any) -> tuple[PyTree, Any]:
-        chart = Isometry.of_points(extra_args.get("value_fn"), params)
-        if chart.weights is None:
+        at = chart(extra_args.get("value_fn"), params)
+        if at.weights is None:
             return update(updates, state, params, **extra_args)
         for name in {"value_fn", "components", "grad_fn"} & extra_args.keys():
-            extra_args[name] = chart.of(extra_args[name])
+            extra_args[name] = at.of(extra_args[name])
         if (in_x := extra_args.get("grad_fn")) is not None:
-            extra_args["grad_fn"] = lambda *arguments: chart.down(in_x(*arguments))
+            extra_args["grad_fn"] = lambda *arguments: at.down(in_x(*arguments))
         if extra_args.get("grad") is not None:
-            extra_args["grad"] = chart.down(extra_args["grad"])
-        updates, state = update(chart.up(updates), state, None if params is None else chart.up(params), **extra_args)
-        return chart.down(updates), state
+            extra_args["grad"] = at.down(extra_args["grad"])
+        updates, state = update(at.up(updates), state, None if params is None else at.up(params), **extra_args)
+        return at.down(updates), state
 
     return optax.GradientTransformationExtraArgs(init, weighted)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from pwgf_jax import krylov, trees
-from pwgf_jax.krylov import check_key, matrix_function
+from pwgf_jax import arguments, trees, tridiagonal
+from pwgf_jax.arguments import check_key
+from pwgf_jax.krylov import matrix_function
 from pwgf_jax.transforms.isometry import transformation
 from pwgf_jax.transforms.secular import secular
 
@@ -89,19 +90,19 @@ def scale_by_saddle_free_newton(
         Dauphin et al., NeurIPS 2014, arXiv:1406.2572; the same function of the Hessian as
         :func:`pwgf_jax.saddle_free_newton`.
     """
-    trees.all_positive("scale_by_saddle_free_newton", beta=beta, damping=damping)
-    depth = trees.whole("scale_by_saddle_free_newton: depth", depth)
+    arguments.all_positive("scale_by_saddle_free_newton", beta=beta, damping=damping)
+    depth = arguments.whole("scale_by_saddle_free_newton: depth", depth)
     phi = absolute_inverse(beta, damping)
 
     def init(params: PyTree) -> optax.EmptyState:
-        trees.real("scale_by_saddle_free_newton", params)
+        arguments.real("scale_by_saddle_free_newton", params)
         return optax.EmptyState()
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
     ) -> tuple[PyTree, optax.EmptyState]:
         del extra_args
-        trees.needed("scale_by_saddle_free_newton", params=params, value_fn=value_fn)
+        arguments.needed("scale_by_saddle_free_newton", params=params, value_fn=value_fn)
         hessian = _hessian(value_fn, params)
         with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
             return matrix_function(hessian, _like(updates, params), phi, min(depth, trees.size(params))), state
@@ -161,11 +162,11 @@ def cubic_newton(lipschitz: float | Array, *, depth: int = 20, key: Array) -> op
         random turn.
     """
     check_key(key, "cubic_newton")
-    trees.positive("cubic_newton: lipschitz", lipschitz)
-    depth = trees.whole("cubic_newton: depth", depth)
+    arguments.positive("cubic_newton: lipschitz", lipschitz)
+    depth = arguments.whole("cubic_newton: depth", depth)
 
     def init(params: PyTree) -> CubicState:
-        trees.real("cubic_newton", params)
+        arguments.real("cubic_newton", params)
         dtype = trees.dtype(params)
         return trees.copied(CubicState(key, jnp.full((), jnp.inf, dtype), jnp.zeros((), dtype)))
 
@@ -173,17 +174,17 @@ def cubic_newton(lipschitz: float | Array, *, depth: int = 20, key: Array) -> op
         updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra_args: Any
     ) -> tuple[PyTree, CubicState]:
         del extra_args
-        trees.needed("cubic_newton", params=params, value_fn=value_fn)
+        arguments.needed("cubic_newton", params=params, value_fn=value_fn)
         next_key, turn_key = jax.random.split(state.key)
         hessian = _hessian(value_fn, params)
         # Leaves may differ in dtype.
         with jax.default_matmul_precision("highest"), jax.numpy_dtype_promotion("standard"):
-            flat = krylov.flatten(hessian, params)
+            flat = tridiagonal.flatten(hessian, params)
             gradient = flat.to_flat(_like(updates, params))
             turn = jax.random.normal(turn_key, gradient.shape, gradient.dtype)
             start = trees.unit(gradient)[0] + 1e-2 * trees.unit(turn)[0]
-            found = krylov.decompose(flat, start, min(depth, gradient.size))
-            values, vectors, genuine = krylov.ritz(found)
+            found = tridiagonal.decompose(flat, start, min(depth, gradient.size))
+            values, vectors, genuine = tridiagonal.ritz(found)
             slopes = jnp.where(genuine, vectors.T @ (found.basis @ gradient), 0)
             half = jnp.asarray(lipschitz, values.dtype) / 2
             most = jnp.sqrt(half * trees.norm(slopes))  # |c|/s is s/half there

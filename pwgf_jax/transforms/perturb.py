@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from pwgf_jax import trees
-from pwgf_jax.krylov import check_key
+from pwgf_jax import arguments, trees
+from pwgf_jax.arguments import check_key
 from pwgf_jax.perturbation import Noise, ball_noise
-from pwgf_jax.transforms.isometry import Isometry
+from pwgf_jax.transforms.isometry import chart
 from pwgf_jax.transforms.trigger import Trigger, Window, any_in_batch, gradient_trigger, leap
 
 __all__ = ["PerturbState", "perturb_at_saddle", "pgd", "scale_by_measure"]
@@ -134,7 +134,7 @@ def perturb_at_saddle(
     inner = optax.with_extra_args_support(optimizer)
 
     def init(params: PyTree) -> PerturbState:
-        trees.real("perturb_at_saddle", params)
+        arguments.real("perturb_at_saddle", params)
         window = trigger.init(params, jnp.full((), jnp.inf, trees.dtype(params)))
         zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
         return trees.copied(PerturbState(inner.init(params), key, zero, window, no, zero, zero, no, no))
@@ -149,10 +149,10 @@ def perturb_at_saddle(
         value_fn: Any = None,
         **extra_args: Any,
     ) -> tuple[PyTree, PerturbState]:
-        trees.needed("perturb_at_saddle", params=params, value=value, grad=grad, value_fn=value_fn)
-        chart, grad = Isometry.of_points(value_fn, params), trees.restrict(grad, params)
+        arguments.needed("perturb_at_saddle", params=params, value=value, grad=grad, value_fn=value_fn)
+        at, grad = chart(value_fn, params), trees.restrict(grad, params)
         # ``value`` is that of the parameters before this update: the step before has ended with it.
-        window = trigger.observe(state.window, value, trees.norm(chart.down(grad)))
+        window = trigger.observe(state.window, value, trees.norm(at.down(grad)))
         fails = ~state.stopped & trigger.should_stop(window, state.count - 1, window.value)
         stopped = state.stopped | (fails & stop)
         fires = ~stopped & trigger.should_perturb(window, state.count, window.gradient_norm)
@@ -162,10 +162,10 @@ def perturb_at_saddle(
 
         def look(start: _Start) -> _Start:
             with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
-                made = leap(leap_key, chart.of(value_fn), chart.up(params), trigger, noise, window, state.count)
-            shift = _where(made.jumps, _cast(chart.down(made.displacement), start.shift), start.shift)
+                made = leap(leap_key, at.of(value_fn), at.up(params), trigger, noise, window, state.count)
+            shift = _where(made.jumps, _cast(at.down(made.displacement), start.shift), start.shift)
             there, slope = jax.value_and_grad(value_fn)(jax.tree.map(jnp.add, params, shift))
-            field = chart.down(chart.down(slope))
+            field = at.down(at.down(slope))
             jumped = _Start(shift, field, there, slope, made.jumps, made.certified, made.held)
             return _where(fires, _cast(jumped, start), start)
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, PyTree
 
-from pwgf_jax import trees
-from pwgf_jax.krylov import check_key
+from pwgf_jax import arguments, trees
+from pwgf_jax.arguments import check_key
 from pwgf_jax.perturbation import ball_noise
 from pwgf_jax.transforms.finite_sums import Epoch, check_batches, reduced_gradient, spider, total
 from pwgf_jax.transforms.isometry import transformation
@@ -114,13 +114,13 @@ def ssrgd(
     check_key(key, "ssrgd")
     large = size if large_batch is None else large_batch
     check_batches("ssrgd", size, batch=batch, large_batch=large)
-    estimator = spider(size, batch, large, trees.whole("ssrgd: epoch", epoch))
-    window_length = trees.whole("ssrgd: k_thres", k_thres)
+    estimator = spider(size, batch, large, arguments.whole("ssrgd: epoch", epoch))
+    window_length = arguments.whole("ssrgd: k_thres", k_thres)
     noise = ball_noise(radius)
     trigger = gradient_trigger(eps=eps, k_thres=window_length, f_thres=f_thres)
 
     def init(params: PyTree) -> SSRGDState:
-        trees.real("ssrgd", params)
+        arguments.real("ssrgd", params)
         window = trigger.init(jax.tree.map(jnp.zeros_like, params), jnp.full((), jnp.inf, trees.dtype(params)))
         zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
         return trees.copied(SSRGDState(key, zero, Epoch.before(params), zero, window, no))
@@ -129,7 +129,7 @@ def ssrgd(
         updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, grad_fn: Any = None, **extra: Any
     ) -> tuple[PyTree, SSRGDState]:
         del updates, extra
-        trees.needed("ssrgd", params=params, value_fn=value_fn, grad_fn=grad_fn)
+        arguments.needed("ssrgd", params=params, value_fn=value_fn, grad_fn=grad_fn)
         next_key, draw_key, noise_key, end_key = jax.random.split(state.key, 4)
         count, inner, window = state.count, state.epoch.inner, state.window
         opens = inner == 0

@@ -10,9 +10,9 @@ import pytest
 
 from pwgf_jax import Particles, certified_pwgf, flow, functionals, run, saddle_free_newton
 from pwgf_jax.flows import gradient
+from pwgf_jax.measures import Isometry
 from pwgf_jax.perturbation import hessian_noise
 from pwgf_jax.transforms import (
-    Isometry,
     OfParticles,
     certificate_trigger,
     cubic_newton,
