@@ -58,7 +58,7 @@ from pwgf_jax.solve import Record
 from pwgf_jax.theory import Constants
 from pwgf_jax.transforms import gradient_trigger
 
-__all__ = ["Experiment", "build", "build_objective"]
+__all__ = ["Experiment", "build", "build_objective", "flow_of"]
 
 _LARGEST = 256e6  # bytes that records of particles may take
 _KNOWN = 1000  # critical points that are looked at, and up to which a run says at which it ended
@@ -168,7 +168,7 @@ def build(config: Config) -> Experiment:
                 method = _transform(call, known)
                 flows[arm], spent[arm] = seeded(method.make), partial(_spent, method)
             else:
-                flows[arm] = _flow(call)
+                flows[arm] = flow_of(call)
 
     def value(key: Array) -> Any:
         F, mu0 = problem(key)
@@ -265,7 +265,7 @@ def build_objective(config: Config) -> Experiment:
     for arm, call in config.arms.items():
         with _blamed(root / "arms" / arm):
             if call.kind == "flow":
-                flows[arm], records[arm] = _flow(call), Record(config.record_every, stats)
+                flows[arm], records[arm] = flow_of(call), Record(config.record_every, stats)
                 continue
             method = _transform(call, setting)
             flows[arm] = descent(method.make, **terms)
@@ -310,7 +310,13 @@ def _start(
     return around(points[at], scale)
 
 
-def _flow(call: Method) -> Flow:
+def flow_of(call: Method) -> Flow:
+    """The flow that an arm of a config names: of its numbers, its noise and trigger, and the size of its batches.
+
+    Example:
+        >>> flow_of(Method("wgf", {"step_size": 0.1}))
+        wgf(step_size=0.1)
+    """
     if call.kind == "transform":
         raise ValueError(
             f'transform = "{call.name}" asks what is known of the problem: give problem.constants (smoothness, '

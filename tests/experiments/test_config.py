@@ -114,7 +114,7 @@ def test_what_is_wrong_with_a_config_is_said(tiny, setting, message):
         ("seeds=1000000000", "record_every: 5 records of 1000000000 seeds would take .*; give a larger one, or fewer"),
         ("arms.hessian.eps=-1", "arms.hessian: gradient_trigger: eps=-1.0"),
         ("arms.hessian.k_thres=0", "arms.hessian: gradient_trigger: k_thres=0"),
-        ("arms.hessian.eta_p=-1", "arms.hessian: eta_p=-1"),
+        ("arms.hessian.eta_p=-1", "arms.hessian: hessian_noise: eta_p=-1"),
         ("arms.static.batch_size=9", "arms.static: batch: size=9; there are 8 data points"),
     ],
 )
@@ -310,7 +310,7 @@ def test_jumps_of_another_flow_are_read_like_those_of_pwgf(tiny):
     with pytest.raises(ConfigError, match=r"missing key arms\.n\.perturbation\.f_thres; give a number"):
         load(tiny, [newton])
     jumps = load(tiny, [newton, "arms.n.perturbation.f_thres=0"]).arms["n"].arguments["perturbation"]
-    assert jumps == {"eps": 1.0, "eta_p": 0.0, "k_thres": 2, "f_thres": 0.0, "sampler": "direct"}
+    assert jumps == {"eps": 1.0, "eta_p": 0.0, "k_thres": 2, "f_thres": 0.0, "decay": 0.0, "sampler": "direct"}
 
 
 def test_same_data_gives_every_seed_the_data_of_the_first(tiny):

@@ -14,8 +14,7 @@ from pwgf_jax.calculus import HessianOperator, wasserstein_hessian
 from pwgf_jax.experiments.config import parse
 from pwgf_jax.experiments.costs import PRODUCT, cost_model, seconds
 from pwgf_jax.experiments.folder import Arm
-from pwgf_jax.experiments.reading import make
-from pwgf_jax.experiments.registry import FLOWS
+from pwgf_jax.experiments.problems import flow_of
 
 JUMPS = {"eps": 100.0, "eta_p": 0.1, "k_thres": 3, "f_thres": 0.0}  # one jump, at the first step
 STEPS = 3
@@ -39,7 +38,7 @@ def counted(monkeypatch):
 
         return HessianOperator(apply, found.mu)
 
-    for name in ("perturbation", "flows.spectral", "spectrum"):
+    for name in ("objective", "flows.spectral"):
         monkeypatch.setattr(import_module(f"pwgf_jax.{name}"), "wasserstein_hessian", hessian)
 
     def F(mu):  # a saddle at mean zero; the cosine keeps it off moment form
@@ -94,30 +93,25 @@ def slow(table):
         {"flow": "pwgf", **JUMPS},
         slow({"flow": "isotropic_pwgf", **JUMPS}),
         {"flow": "isotropic_pwgf", "scale": 0.5, **JUMPS},
-        slow({"flow": "pwgf", "trigger": "certificate", "delta": 0.1, "depth": 6, **JUMPS}),
-        slow({"flow": "pwgf", "trigger": "certificate", "delta": 0.1, "depth": 6, "along": "direction", **JUMPS}),
+        slow({"flow": "certified_pwgf", "delta": 0.1, "depth": 6, "perturbation": {"eta_p": 0.1}, **JUMPS}),
+        slow({"flow": "certified_pwgf", "delta": 0.1, "depth": 6, **JUMPS}),
         slow({"flow": "saddle_free_newton", "beta": 1.0, "depth": 5, "perturbation": JUMPS}),
     ],
     ids=lambda table: "-".join(str(value) for value in table.values() if isinstance(value, str)),
 )
 def test_flows_cost_what_they_compute(counted, table):
     call = arm(**table, step_size=0.01)
-    gradients, products, jumps = spent(counted, made(call))
+    gradients, products, jumps = spent(counted, flow_of(call))
     cost = cost_model(call, None)
     assert jumps == ("eps" in str(table))
     assert cost["step"] * STEPS + cost["jump"] * jumps == pytest.approx(gradients + PRODUCT * products)
-
-
-def made(call):
-    """The flow that a config's arm means."""
-    return FLOWS[call.name].make(**{name: make(name, value) for name, value in call.arguments.items()})
 
 
 @pytest.mark.slow
 def test_the_lanczos_sampler_costs_two_products_a_step(counted):
     """16 coordinates allow 16 of the 32 steps that it takes where there are as many."""
     call = arm(flow="pwgf", sampler="lanczos", step_size=0.01, **JUMPS)
-    _, products, jumps = spent(counted, made(call), steps=1)
+    _, products, jumps = spent(counted, flow_of(call), steps=1)
     assert (products, jumps) == (2 * 16, 1)
     cost = cost_model(call, None)
     assert cost["jump"] - cost["step"] == pytest.approx(PRODUCT * 2 * 32)
@@ -131,7 +125,7 @@ def test_scores_cost_a_gradient_and_their_derivatives_a_product(counted, energy)
     tables = [table | ({"energy": energy} if energy else {}) for table in tables]
     svgd, ksd = (cost_model(arm(**table, step_size=0.01), None)["step"] for table in tables)
     assert (svgd, ksd) == (2 if energy else 1, 2 + PRODUCT)
-    gradients, _, _ = spent(counted, made(arm(**tables[1], step_size=0.01)))
+    gradients, _, _ = spent(counted, flow_of(arm(**tables[1], step_size=0.01)))
     assert gradients == STEPS * (1 if energy else 2)  # of F; the scores of an energy are not
 
 
