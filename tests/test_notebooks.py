@@ -14,6 +14,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 # Sizes of the first cells, made small: a test asks whether a notebook works, not what it shows.
 SMALL = {
+    "any_network": {"= 128, 5, 4, 120": "= 16, 2, 2, 20"},
     "escape_with_optax": {"= 5, 400": "= 2, 200"},
     "first_escape": {"= 400, 5, 10, 400": "= 40, 5, 2, 300"},
     "mmd_flows": {"= 200, 5000, 1000": "= 20, 20, 10"},
