@@ -15,9 +15,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax import arguments, trees
 from pwgf_jax.arguments import check_key
+from pwgf_jax.measures import Isometry
 from pwgf_jax.perturbation import Noise, ball_noise
 from pwgf_jax.transforms.isometry import chart
-from pwgf_jax.transforms.trigger import Trigger, Window, any_in_batch, gradient_trigger, leap
+from pwgf_jax.transforms.trigger import Leap, Trigger, Window, any_in_batch, gradient_trigger, leap
 
 __all__ = ["PerturbState", "perturb_at_saddle", "pgd", "scale_by_measure"]
 
@@ -66,6 +67,19 @@ class _Start(NamedTuple):
     jumps: Array
     certified: Array
     held: Array
+
+    @classmethod
+    def still(cls, params: PyTree, updates: PyTree, value: Any, grad: PyTree, held: Array) -> _Start:
+        """At the parameters."""
+        no = jnp.zeros((), bool)
+        return cls(jax.tree.map(jnp.zeros_like, params), updates, jnp.asarray(value), grad, no, no, held)
+
+    def moved(self, made: Leap, at: Isometry, value_fn: Any, params: PyTree) -> _Start:
+        """Where a jump leads, with the value and the gradient there."""
+        shift = _where(made.jumps, _cast(at.down(made.displacement), self.shift), self.shift)
+        value, grad = jax.value_and_grad(value_fn)(jax.tree.map(jnp.add, params, shift))
+        there = _Start(shift, at.down(at.down(grad)), value, grad, made.jumps, made.certified, made.held)
+        return _cast(there, self)
 
 
 def perturb_at_saddle(
@@ -157,25 +171,19 @@ def perturb_at_saddle(
         stopped = state.stopped | (fails & stop)
         fires = ~stopped & trigger.should_perturb(window, state.count, window.gradient_norm)
         next_key, leap_key = jax.random.split(state.key)
-        no = jnp.zeros((), bool)
-        still = _Start(jax.tree.map(jnp.zeros_like, params), updates, jnp.asarray(value), grad, no, no, window.value)
 
         def look(start: _Start) -> _Start:
             with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
                 made = leap(leap_key, at.of(value_fn), at.up(params), trigger, noise, window, state.count)
-            shift = _where(made.jumps, _cast(at.down(made.displacement), start.shift), start.shift)
-            there, slope = jax.value_and_grad(value_fn)(jax.tree.map(jnp.add, params, shift))
-            field = at.down(at.down(slope))
-            jumped = _Start(shift, field, there, slope, made.jumps, made.certified, made.held)
-            return _where(fires, _cast(jumped, start), start)
+            return _where(fires, start.moved(made, at, value_fn, params), start)
 
+        still = _Start.still(params, updates, value, grad, window.value)
         start = jax.lax.cond(any_in_batch(fires), look, lambda start: start, still)
         moved = jax.tree.map(jnp.add, params, start.shift)
         step, within = inner.update(
             start.updates, state.inner, moved, value=start.value, grad=start.grad, value_fn=value_fn, **extra_args
         )
-        opened = trigger.jump(window, state.count, params, start.held)
-        window = _where(fires, opened, window)
+        window = _where(fires, trigger.jump(window, state.count, params, start.held), window)
         stopped = stopped | (start.certified & stop)
         back = jax.tree.map(jnp.subtract, window.saved, params)
         step = _where(stopped, _cast(back, step), jax.tree.map(lambda u, xi: u + xi.astype(u.dtype), step, start.shift))
