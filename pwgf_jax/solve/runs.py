@@ -396,47 +396,53 @@ def sweep(
         check_once(*problem(keys[0]))
 
     make, numbers = flow.parted()
+    programs = _programs(problem, batching, record)
     trajectory = _Trajectory(
-        lambda: _sweep_start(make, problem, batching, numbers, keys),
-        lambda state, *sizes: _compiled(
-            _sweep_advance, numbers, keys, state, static=(make, problem, batching, record, *sizes)
-        ),
-        lambda state: _compiled(_sweep_look, keys, state, static=(problem, batching, record)),
+        lambda: programs.start(make, numbers, keys),
+        lambda state, *sizes: _compiled(programs.advance, numbers, keys, state, static=(make, *sizes)),
+        lambda state: _compiled(programs.look, keys, state),
         lambda: jax.make_jaxpr(lambda key: _one_step(flow, record, *problem(key), key))(keys[0]),
     )
     return _drive(trajectory, keys.shape, steps, record, chunk, progress, checkpoint, keys)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _sweep_start(make: Make, problem: Problem, batching: Batching, numbers: dict[str, Any], keys: Array) -> FlowState:
-    def start(key: Array) -> FlowState:
-        F, mu0 = problem(key)
-        return _start(make(numbers), F, mu0, key)
+class _Programs(NamedTuple):
+    """What a sweep calls, for all keys at once."""
 
-    return batched(start, batching)(keys)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _sweep_advance(
-    make: Make,
-    problem: Problem,
-    batching: Batching,
-    record: Record,
-    blocks: int,
-    length: int,
-    numbers: dict[str, Any],
-    keys: Array,
-    state: FlowState,
-) -> tuple[FlowState, dict[str, Array]]:
-    def advance(key: Array, state: FlowState) -> tuple[FlowState, dict[str, Array]]:
-        # Drawn again in every chunk: cheaper than keeping every seed's data alive, and closures stay closures.
-        return _advance(make(numbers), record, blocks, length, problem(key)[0], key, state)
-
-    return batched(advance, batching)(keys, state)
+    start: Callable[..., FlowState]
+    advance: Callable[..., tuple[FlowState, dict[str, Array]]]
+    look: Callable[..., dict[str, Array]]
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _sweep_look(
-    problem: Problem, batching: Batching, record: Record, keys: Array, state: FlowState
-) -> dict[str, Array]:
-    return batched(lambda key, state: record.row(problem(key)[0], state), batching)(keys, state)
+def _programs(problem: Problem, batching: Batching, record: Record) -> _Programs:
+    """Compiled once for a problem and kept with it, so that they live as long as it does and no longer."""
+    kept = vars(problem).setdefault("_pwgf_programs", {}) if hasattr(problem, "__dict__") else {}
+    if (batching, record) not in kept:
+        kept[batching, record] = _compilable(problem, batching, record)
+    return kept[batching, record]
+
+
+def _compilable(problem: Problem, batching: Batching, record: Record) -> _Programs:
+    @partial(jax.jit, static_argnums=0)
+    def start(make: Make, numbers: dict[str, Any], keys: Array) -> FlowState:
+        def one(key: Array) -> FlowState:
+            F, mu0 = problem(key)
+            return _start(make(numbers), F, mu0, key)
+
+        return batched(one, batching)(keys)
+
+    @partial(jax.jit, static_argnums=(0, 1, 2))
+    def advance(
+        make: Make, blocks: int, length: int, numbers: dict[str, Any], keys: Array, state: FlowState
+    ) -> tuple[FlowState, dict[str, Array]]:
+        def one(key: Array, state: FlowState) -> tuple[FlowState, dict[str, Array]]:
+            # Drawn again in every chunk: cheaper than keeping every seed's data alive, and closures stay closures.
+            return _advance(make(numbers), record, blocks, length, problem(key)[0], key, state)
+
+        return batched(one, batching)(keys, state)
+
+    @jax.jit
+    def look(keys: Array, state: FlowState) -> dict[str, Array]:
+        return batched(lambda key, state: record.row(problem(key)[0], state), batching)(keys, state)
+
+    return _Programs(start, advance, look)
