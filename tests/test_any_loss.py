@@ -137,6 +137,7 @@ def test_leaves_of_mixed_precision_are_certified_in_float32():
     assert found.full.rounding < 1e-5
 
 
+@pytest.mark.slow
 def test_what_comes_along_with_the_value_is_left_out():
     aux = lambda p: (over_all(p), {"accuracy": jnp.zeros(3)})  # noqa: E731
     expected = certify(over_all, zero(), **TOLERANCES)

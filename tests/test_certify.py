@@ -168,6 +168,7 @@ def test_known_saddles_and_minima_are_told_apart(problem, kind, dtype):
         np.testing.assert_allclose(found.integral.eigenvalue, -1 if kind == "saddle" else 0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
 def test_the_degenerate_trap_is_no_saddle_and_its_sigmoid_neighbour_is_one(activation):
     F = functionals.matrix_factorization(jnp.ones((5, 2)), jnp.ones((5, 2)), activation=activation)
@@ -191,6 +192,7 @@ def test_a_slope_is_not_stationary_but_its_curvatures_are_looked_at():
     assert certify(F, at_zero(jnp.float64), eps=3.0, delta=0.11, key=KEY).verdict == Verdict.saddle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["gradient", "full"])
 def test_of_what_is_not_finite_it_says_so(where, dtype):
     F = quadratic(1, 1, dtype, slope=np.nan)
@@ -220,6 +222,7 @@ def test_a_strict_minimum_is_called_one():
     assert ("strict local minimum" in strict.summary()) > ("strict local minimum" in flat.summary())
 
 
+@pytest.mark.slow
 def test_half_precision_points_are_certified_in_float32():
     mu = Particles.uniform(jnp.zeros((4, 2), jnp.bfloat16))
     F = lambda mu: mu.weights @ jnp.sum(jnp.cos(mu.points), axis=1)  # noqa: E731
@@ -254,6 +257,7 @@ def double_well(mu):
     return mu.weights @ jnp.sum((mu.points**2 - 1) ** 2, axis=1) / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [0.0, 1e-6, 0.5])
 def test_particles_count_if_and_only_if_they_have_mass(weight, dtype):
     """Curvature is 2 at ±1 and −1 at 0, in units of L²(μ): however little mass sits there."""
@@ -285,6 +289,7 @@ def test_pytree_particles_are_their_rows():
 # --- escape -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_escape_direction_descends_with_the_curvature_stated():
     F, points = factorization("saddle", jnp.float64)
     # slightly off the saddle, where the sign of the direction matters

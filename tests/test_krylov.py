@@ -192,6 +192,7 @@ def test_the_inverse_solves(dtype, tolerance):
     np.testing.assert_allclose(np.asarray(A, np.float64) @ np.asarray(found), v, atol=tolerance(dtype, 10))
 
 
+@pytest.mark.slow
 def test_low_rank_operators_are_exact_beyond_their_rank(dtype, tolerance):
     """A = BBᵀ − CCᵀ of rank 4 on 60 coordinates, as closures, with a depth of 20."""
     B, C = (jnp.asarray(rng(s).normal(size=(60, 2)), dtype) for s in (1, 2))
@@ -392,6 +393,7 @@ def test_sums_over_many_coordinates_keep_their_digits(size):
     assert abs(float(tridiagonal.length(jnp.asarray(u))) - exact**0.5) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.float32
 def test_a_direction_that_the_start_hardly_has_is_found_all_the_same():
     """500m₁² − ¼m₂²: after two steps what is left of the second direction is below 10·eps·√n of the first."""
@@ -402,6 +404,7 @@ def test_a_direction_that_the_start_hardly_has_is_found_all_the_same():
     np.testing.assert_allclose(found, -0.5, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_half_precision_fields_are_worked_on_in_float32():
     v = jnp.asarray(rng(2).normal(size=SIZE), jnp.bfloat16)
     A = jnp.diag(jnp.arange(1, SIZE + 1)).astype(jnp.bfloat16)

@@ -55,6 +55,7 @@ def test_moments_and_shares_are_those_of_the_dense_spectrum():
     np.testing.assert_allclose(found.cumulative(grid), exact, atol=0.04)
 
 
+@pytest.mark.slow
 def test_the_density_is_broadened_and_integrates_to_one():
     found = spectral_density(quadratic(SPREAD), jnp.zeros(SIZE), KEY, depth=SIZE, probes=300)
     grid = jnp.linspace(-4.0, 15.0, 800)
@@ -121,6 +122,7 @@ def test_of_fewer_eigenvalues_all_are_found_once(size):
     assert found.eigenvectors.shape == (size, size)
 
 
+@pytest.mark.slow
 def test_every_copy_of_an_eigenvalue_counts():
     """At a saddle of a symmetric objective the least curvature is that of many directions."""
     spectrum = np.concatenate([[-1.0, -1.0, -1.0], np.linspace(-0.5, 2.0, SIZE - 5), [4.0, 4.0]])
@@ -133,6 +135,7 @@ def test_every_copy_of_an_eigenvalue_counts():
 # --- points of every kind ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["integral", "full"])
 def test_the_spectrum_at_a_measure_is_that_of_its_matrix(part):
     draw = np.random.default_rng(2)
@@ -148,6 +151,7 @@ def test_the_spectrum_at_a_measure_is_that_of_its_matrix(part):
     np.testing.assert_allclose(np.min(found.nodes), exact[0], atol=1e-8)
 
 
+@pytest.mark.slow
 def test_of_a_loss_over_batches_it_is_the_spectrum_of_the_average():
     data = np.random.default_rng(0).normal(size=(6, 4, 3))
     params = {"a": jnp.full((3, 2), 0.3), "b": jnp.full(2, -0.2), "n": 7}
@@ -187,6 +191,7 @@ def test_impossible_numbers_are_refused(call, message):
 # --- figure -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_figure_marks_zero_delta_and_the_extremes(tmp_path):
     loss, at = quadratic(SPREAD), jnp.zeros(SIZE)
     pairs = extreme_eigenpairs(loss, at, KEY, 2)

@@ -36,10 +36,10 @@ def secular(
     Example:
         >>> import jax.numpy as jnp
         >>> values, slopes = jnp.array([1.0, 2.0]), jnp.array([3.0, 0.0])
-        >>> h = secular(values, slopes, lambda s: jnp.float32(1.0), jnp.float32(3.0))  # (1 + s) · 1 = 3
+        >>> h = secular(values, slopes, lambda s: jnp.asarray(1.0), jnp.asarray(3.0))  # (1 + s) · 1 = 3
         >>> [round(float(each), 4) for each in h]
         [-1.0, 0.0]
-        >>> hard = secular(jnp.array([-1.0, 2.0]), jnp.zeros(2), lambda s: s / 2, jnp.float32(0.0))  # s = 1, M = 4
+        >>> hard = secular(jnp.array([-1.0, 2.0]), jnp.zeros(2), lambda s: s / 2, jnp.asarray(0.0))  # s = 1, M = 4
         >>> [float(each) for each in hard]
         [0.5, 0.0]
 

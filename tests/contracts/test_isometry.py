@@ -126,6 +126,7 @@ JUMPS: dict[str, Any] = {"eps": 1e-2, "k_thres": 12, "f_thres": 1e-4}
 DIRECT: dict[str, Any] = {"delta": 0.1, "eta_p": 0.05, "depth": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [optax.sgd(0.3), optax.adam(0.1)], ids=["sgd", "adam"])
 @pytest.mark.parametrize(
     ("noise", "trigger"),
@@ -157,7 +158,9 @@ def test_jump_window_and_return_are_those_of_the_flow(noise, trigger, optimizer)
 # --- twins ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [{"beta": 1e-2}, {"damping": 0.1}], ids=["beta", "damping"])
+@pytest.mark.parametrize(
+    "number", [{"beta": 1e-2}, pytest.param({"damping": 0.1}, marks=pytest.mark.slow)], ids=["beta", "damping"]
+)
 def test_saddle_free_newton_is_one_method(number, dtype, tolerance):
     F, mu = slope(dtype)
     chain = optax.chain(scale_by_saddle_free_newton(**number, depth=6), optax.scale_by_learning_rate(0.5))
@@ -176,6 +179,7 @@ def test_hessian_noise_is_one_noise(dtype, tolerance):
     np.testing.assert_allclose(chart.down(in_y), at_measure, atol=tolerance(dtype, 10))
 
 
+@pytest.mark.slow
 def test_particles_without_mass_stay_and_change_nothing():
     F, mu = slope()
     ghost = Particles(jnp.concatenate([mu.points, jnp.full((1, 2), 7.0)]), jnp.append(mu.weights, 0.0))
@@ -216,6 +220,7 @@ ESCAPES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ESCAPES)
 def test_it_leaves_the_saddle_of_a_dead_network(name):
     F, start = dead_network()

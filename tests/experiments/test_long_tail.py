@@ -116,6 +116,7 @@ def test_the_later_loss_is_weighted_by_class_and_the_tail_is_exponential(classes
     assert even.problem.size == 40
 
 
+@pytest.mark.slow
 def test_recorded_curvatures_are_those_of_the_classes_own_cross_entropy(small, classes, stats):
     made, start = small
     components, members = made.problem.components, classes[0]

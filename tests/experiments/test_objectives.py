@@ -289,6 +289,6 @@ def test_what_a_method_may_know_of_an_objective_are_numbers():
             parse(document() | {"problem": document()["problem"] | {"constants": table}})
 
 
-def test_a_transform_needs_an_objective(tiny):
-    with pytest.raises(ConfigError, match=r'arms.static: transform = "pgd" is for an objective'):
+def test_a_transform_needs_to_know_its_problem(tiny):
+    with pytest.raises(ConfigError, match=r'arms.static: transform = "pgd" asks .* give problem.constants'):
         build(load(tiny, ['arms.static={transform="pgd"}']))

@@ -177,6 +177,7 @@ def test_adaptive_noise_is_silent_where_none_will_do():
     np.testing.assert_array_equal(evaluate(injected(adaptive_level(1.0)), top, mu).field, 0)
 
 
+@pytest.mark.slow
 def test_noise_finds_what_lies_beyond_a_plateau():
     """Particles six lengthscales from the target: the plain flow feels nothing, the noisy one arrives."""
     F, mu = HalfMmd(jnp.zeros((1, 1))), Particles.uniform(jnp.full((16, 1), 6 * ELL))
@@ -186,6 +187,7 @@ def test_noise_finds_what_lies_beyond_a_plateau():
     assert solution.records["value"][-1] < 0.1 * solution.records["value"][0]
 
 
+@pytest.mark.slow
 def test_noise_enters_other_directions_off_the_particles(tolerance):
     """Sobolev descent's velocity, continued off the particles: on them at level zero, at the noisy points else."""
     lam = 0.1
@@ -204,6 +206,7 @@ def test_noise_enters_other_directions_off_the_particles(tolerance):
     assert np.max(np.abs(off - plain)) > 0.01
 
 
+@pytest.mark.slow
 def test_noise_injection_composes_with_jumps_and_optimizers():
     trigger = gradient_trigger(eps=1e-3, k_thres=60, f_thres=1e-4)
     method = flow(injected(0.1), optax.adam(0.05), hessian_noise(0.1), trigger)

@@ -201,6 +201,7 @@ def test_long_directions_are_shortened_and_short_ones_are_not():
     np.testing.assert_array_equal(fields(mu.moved_to(jnp.zeros((3, D))))[1], 0)
 
 
+@pytest.mark.slow
 def test_levenberg_marquardt_damps_by_the_gradient(dtype, tolerance):
     F = Quadratic(jnp.zeros((D, D), dtype), 2 * jnp.eye(D, dtype=dtype))
     mu = Particles.uniform(jnp.ones((3, D), dtype))

@@ -148,6 +148,7 @@ def made(tree, numbers):
     return (F + G, f + g) if kind == "+" else (F - G, f - g)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(tree=expressions())
 def test_expressions_follow_linear_algebra(tree, numbers):

@@ -247,6 +247,7 @@ def test_random_features_never_form_pairs(key):
 # --- minibatches ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_batch_is_points_of_the_target_each_at_most_once(key):
     F = mmd(target(), gaussian(1.0))
     rows = {tuple(row) for row in TARGET}

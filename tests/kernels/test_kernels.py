@@ -167,6 +167,7 @@ def test_chunks_change_memory_and_nothing_else():
 # --- derivatives ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_sums_can_be_differentiated_twice_in_everything():
     """Gradient and Hessian product in lengthscale, points and weights, against autodiff of the matrix."""
     x, y, w, a, u, v = map(array, cloud(2))

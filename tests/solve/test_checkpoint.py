@@ -190,6 +190,7 @@ def test_short_chunks_do_not_write_all_records_again_at_every_end(saves, tmp_pat
     assert saves == list(range(20, 401, 20))  # a twentieth of the steps apart, not 200 times
 
 
+@pytest.mark.slow
 def test_slow_chunks_are_saved_by_time_and_made_smaller(saves, tmp_path, monkeypatch):
     whole = sweep(wgf(0.1), problem, seeds(2), 24, chunk=16)
     monkeypatch.setattr(sys.modules[sweep.__module__], "_PATIENCE", 1e-9)

@@ -100,7 +100,9 @@ def quadratic_pair(x):
     return x["a"] ** 4 / 4 - x["a"] ** 2 / 2 + jnp.sum(x["b"] ** 2) / 2
 
 
-@pytest.mark.parametrize("noise", [None, ball_noise(1e-2)], ids=["direction", "noise"])
+@pytest.mark.parametrize(
+    "noise", [None, pytest.param(ball_noise(1e-2), marks=pytest.mark.slow)], ids=["direction", "noise"]
+)
 def test_a_trigger_that_examines_leaves_saddles_and_stops_at_once_where_there_is_none(noise, dtype):
     start = {"a": jnp.zeros((), dtype), "b": jnp.zeros(3, dtype)}
     trigger = certificate_trigger(eps=1e-3, delta=0.2, k_thres=5, f_thres=0.0, eta_p=1e-2, depth=8)
@@ -119,6 +121,7 @@ def test_a_trigger_that_examines_leaves_saddles_and_stops_at_once_where_there_is
     np.testing.assert_allclose(jnp.abs(onward["a"]), 1, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_an_examination_stands_in_for_noise_that_does_not_reach_the_direction():
     along_b = lambda key, value_fn, x, step: {"a": jnp.zeros(()), "b": jnp.full(3, 1e-2)}  # noqa: E731
     trigger = certificate_trigger(eps=1e-3, delta=0.2, k_thres=5, f_thres=0.0, eta_p=1e-2, depth=8)
