@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ def test_a_certificate_and_a_spectrum_in_gradients(side_by_side, report):
     count = sum(w.size for w in weights)
     F, point, _ = prepared(loss, weights, "benchmark", batches=data)
     gradient, product = jax.jit(value_and_gradient), jax.jit(lambda F, w, v: hessian(F, w)(v))
-    options = {"batches": data}
+    options: dict[str, Any] = {"batches": data}
     calls = {
         "gradient": partial(gradient, F, point),
         "product": partial(product, F, point, weights),
@@ -58,6 +59,7 @@ def test_a_certificate_and_a_spectrum_in_gradients(side_by_side, report):
     report(f"{found.verdict.name} by {found.full.products} products")
     for name, function, arguments in (("gradient", gradient, (F, point)), ("product", product, (F, point, weights))):
         used = function.lower(*arguments).compile().memory_analysis()
+        assert used is not None
         report(f"temporary memory of a {name}: {used.temp_size_in_bytes / (4 * count):.1f} times the parameters")
 
 
