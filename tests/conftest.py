@@ -7,8 +7,11 @@ users have it by default; run ``pytest -m float32`` then, for x64 hides faults t
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -51,6 +54,16 @@ def shared_compilations(tmp_path_factory: pytest.TempPathFactory) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(autouse=True)
+def bounded_programs() -> Iterator[None]:
+    """XLA ends a process that holds so many compiled programs that there are no memory maps left: they go before."""
+    yield
+    pages = Path("/proc/self/statm")
+    if pages.exists() and int(pages.read_text().split()[1]) * resource.getpagesize() > 2.5e9:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

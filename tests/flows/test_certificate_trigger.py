@@ -209,7 +209,7 @@ JUMPS = {"eps": 0.1, "eta_p": 0.1, "k_thres": 3, "f_thres": 0.1}
 )
 def test_arguments_that_do_not_go_together_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        pwgf(0.1, **JUMPS | options)
+        certified_pwgf(0.1, **{"delta": 0.1, **JUMPS, **options})
 
 
 @pytest.mark.parametrize(
