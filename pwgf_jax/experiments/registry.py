@@ -54,7 +54,7 @@ class Entry:
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
         """The keys that its table may have."""
-        return parameters(self.make, without=self.given) | self.added
+        return parameters(self.make, without=self.given) | dict(self.added)
 
     @property
     def signature(self) -> str:

@@ -24,7 +24,7 @@ from pwgf_jax.solve import Record
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 SHIPPED = [path for path in CONFIGS if "\nobjective = " in path.read_text(encoding="utf-8")]
-CONSTANTS = {"smoothness": 2.0, "hessian_lipschitz": 6.0, "eps": 1e-3, "delta": 0.3}
+CONSTANTS: dict[str, Any] = {"smoothness": 2.0, "hessian_lipschitz": 6.0, "eps": 1e-3, "delta": 0.3}
 OPTIONS = {
     "octopus": {"dimension": 3},
     "double_well": {"dimension": 3},
