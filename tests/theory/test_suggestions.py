@@ -77,7 +77,7 @@ def test_advice_follows_a_change_of_units(objective, point):
 
 
 SADDLES = {
-    "double well": (problems.double_well(3, dtype=jnp.float64), 0),
+    "double well": (problems.double_well(3, dtype=jnp.zeros(()).dtype), 0),
     "matrix factorisation": (problems.symmetric_factorization(jnp.diag(jnp.asarray([3.0, 2.0, 1.0])), 1), 0),
 }
 
