@@ -6,8 +6,8 @@ run by :mod:`~pwgf_jax.experiments.runner`, and looked at with :mod:`~pwgf_jax.e
 :mod:`~pwgf_jax.experiments.registry`; :mod:`~pwgf_jax.experiments.survey` finds critical points from many starts.
 """
 
+from pwgf_jax.experiments.build import build
 from pwgf_jax.experiments.config import Config, dump, load
-from pwgf_jax.experiments.problems import build
-from pwgf_jax.experiments.reading import ConfigError
+from pwgf_jax.experiments.messages import ConfigError
 
 __all__ = ["Config", "ConfigError", "build", "dump", "load"]

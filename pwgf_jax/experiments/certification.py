@@ -15,11 +15,11 @@ from jaxtyping import Array
 
 from pwgf_jax.calculus import Functional, wasserstein_hessian
 from pwgf_jax.certificate import Certificate, certify
+from pwgf_jax.experiments.build import Experiment
 from pwgf_jax.experiments.folder import Arm, RunFolder
-from pwgf_jax.experiments.problems import Experiment
-from pwgf_jax.experiments.reading import ConfigError, suggestion
+from pwgf_jax.experiments.messages import ConfigError, suggestion
+from pwgf_jax.experiments.reading import Call
 from pwgf_jax.experiments.runner import experiments, settings, unchanged
-from pwgf_jax.experiments.schema import Call
 from pwgf_jax.experiments.summary import table
 from pwgf_jax.krylov import lanczos
 from pwgf_jax.measures import Particles, traceable
@@ -104,7 +104,7 @@ def certify_run(
         >>> certify_run(RunFolder(Path("no/such")), eps=-1.0)
         Traceback (most recent call last):
         ...
-        pwgf_jax.experiments.reading.ConfigError: eps = -1.0; give a positive number.
+        pwgf_jax.experiments.messages.ConfigError: eps = -1.0; give a positive number.
     """
     for name, number in (("eps", eps), ("delta", delta), ("seeds", seeds)):
         if number is not None and not 0 < number < math.inf:

@@ -11,28 +11,17 @@ import signal
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
 from pwgf_jax import __version__
-from pwgf_jax.experiments import certification, landscape, plots, runner, summary, survey
-from pwgf_jax.experiments.config import Config, load
+from pwgf_jax.experiments import certification, landscape, listing, plots, runner, summary, survey
+from pwgf_jax.experiments.config import Config, load, parse
 from pwgf_jax.experiments.folder import Arm, RunFolder, open_run, refuse_taken
-from pwgf_jax.experiments.progress import say
-from pwgf_jax.experiments.reading import KINDS, ConfigError
-from pwgf_jax.experiments.registry import (
-    FLOWS,
-    FUNCTIONALS,
-    OBJECTIVES,
-    OWN_DATA,
-    SAMPLES,
-    SOURCES,
-    STARTS,
-    TRANSFORMS,
-    Entry,
-)
+from pwgf_jax.experiments.messages import ConfigError, say
 
 __all__ = ["main"]
 
@@ -170,7 +159,12 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--out", type=Path, required=True, dest="folder", help="the folder to write to")
 
     everything = command("list", _list, "list configs, and what a config can name")
-    everything.add_argument("where", type=Path, nargs="?", default=Path("configs"), help="folder of configs")
+    everything.add_argument("what", nargs="?", help="one of these, to see all of it; or a folder of configs")
+
+    new = command("new", _new, "write a commented config to begin with")
+    new.add_argument("name", help="of the experiment; NAME.toml is written")
+
+    command("schema", _schema, "print the JSON schema of configs, for editors that complete and check them")
     return parser
 
 
@@ -334,36 +328,29 @@ def _labelled(runs: Mapping[Path, RunFolder]) -> dict[str, Arm]:
 
 def _list(options: argparse.Namespace, command: str) -> None:
     del command
-    if not options.where.is_dir():
-        if options.where != Path("configs"):
-            raise ConfigError(f"{options.where}: there is no such folder.")
+    where = Path(options.what or "")
+    if not options.what:
+        print(listing.overview(listing.shipped()))
+    elif where.is_dir():
+        print(listing.overview({path.name: path for path in sorted(where.glob("*.toml"))}))
     else:
-        print(f"Configs in {options.where}")
-        for path in sorted(options.where.glob("*.toml")):
-            first = path.read_text(encoding="utf-8").partition("\n")[0]
-            print(f"  {path.name}: {first.lstrip('# ') if first.startswith('#') else '(no comment)'}")
-    own = {"FILE.npz or FILE.csv": OWN_DATA}
-    for title, entries in {
-        "Functionals (problem.functional)": FUNCTIONALS,
-        "Data sources (problem.data.source)": SOURCES | own,
-        "Target samples (problem.data.source)": SAMPLES,
-        "Starts (problem.start.kind)": STARTS,
-        "Flows (arms.NAME.flow)": FLOWS,
-        "Objectives of finitely many parameters (problem.objective)": OBJECTIVES,
-        "Methods for objectives (arms.NAME.transform)": TRANSFORMS,
-        **{
-            f'In tables {key} = {{ kind = "...", ... }}': {name: Entry(make) for name, make in kinds.items()}
-            for key, kinds in KINDS.items()
-        },
-    }.items():
-        print(title)
-        for name, entry in entries.items():
-            print(_line(name, entry))
-    print('A functional of your own is functional = "path/to/file.py:NAME".')
+        print(listing.about(options.what))
 
 
-def _line(name: str, entry: Entry) -> str:
-    return f"  {name}({entry.signature}): {entry.summary}"
+def _new(options: argparse.Namespace, command: str) -> None:
+    del command
+    path = Path(f"{options.name}.toml")
+    if path.exists():
+        raise ConfigError(f"{path}: it is there already; give another name.")
+    text = listing.template(options.name)
+    parse(tomllib.loads(text), str(path))
+    path.write_text(text, encoding="utf-8")
+    _say_written([path])
+
+
+def _schema(options: argparse.Namespace, command: str) -> None:
+    del options, command
+    print(json.dumps(Config.model_json_schema(), indent=1))
 
 
 if __name__ == "__main__":

@@ -1,39 +1,222 @@
-"""Configurations: a TOML file read strictly into the dataclasses of :mod:`.schema`, and written back."""
+"""Configurations: a TOML file read strictly into pydantic models, changed, unfolded and written back."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, replace
-from modulefinder import ModuleFinder
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pwgf_jax.experiments import toml
-from pwgf_jax.experiments.reading import ConfigError, Parameter, Place, choose, parameters, read, show, suggestion
-from pwgf_jax.experiments.registry import (
-    CONSTANTS,
-    FLOWS,
-    FUNCTIONALS,
-    NOISE,
-    OBJECTIVES,
-    OWN_DATA,
-    SAMPLES,
-    SOURCES,
-    STARTS,
-    TRANSFORMS,
-    WINDOW,
-    Entry,
-    own_data,
-)
-from pwgf_jax.experiments.schema import Call, Config, Method, Problem, Vary
+import tomli_w
+from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic_core import PydanticCustomError
 
-__all__ = ["Call", "Config", "Method", "Part", "Problem", "Vary", "dump", "fingerprint", "load", "parse", "unfold"]
+from pwgf_jax.experiments import own
+from pwgf_jax.experiments.catalogue import ARM, PROBLEM, Count, Method, Problem
+from pwgf_jax.experiments.messages import ConfigError, Place, show
+from pwgf_jax.experiments.reading import Table, read
+
+__all__ = ["Config", "Method", "Part", "Problem", "Vary", "dump", "fingerprint", "load", "parse", "unfold"]
 
 _DEEPEST = 50
+_LARGEST = 3.4028235e38  # in float32
+_WHOLE = 2**31  # steps, sizes and seeds are counted in 32 bits
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+_TURN = re.compile(r"[^/\\\x00-\x1f]{1,100}")
 _UNREADABLE = "no sense in it: numbers have up to 4300 digits, and lists and tables are nested up to some hundred deep."
+
+
+def _names_files(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        words = "use letters, digits, - and _, at most 100, for files are named after it."
+        raise PydanticCustomError("given", "{text}", {"text": f"given {show(name)}; {words}"})
+    return name
+
+
+class Vary(Table):
+    """One key of a config and the values that it takes in turn.
+
+    Args:
+        key: dotted, below ``problem`` or ``arms``, or ``problem`` itself.
+        values: what it becomes, a list, or whole tables by name; every arm that it concerns is run once for each.
+
+    Raises:
+        ValueError: if the key is elsewhere, or the values are none, equal or not plain.
+
+    Example:
+        >>> Vary(key="problem.particles", values=[50, 100]).label("hessian", 50)
+        'hessian-50'
+    """
+
+    key: str
+    values: list[Any] | dict[str, Any]
+
+    @model_validator(mode="after")
+    def _possible(self) -> Vary:
+        if not re.fullmatch(r"problem(\..+)?|arms\.[^.]+\..+", self.key):
+            raise ValueError(f'key: given "{self.key}"; give a key below problem or below an arm.')
+        if isinstance(self.values, dict):
+            if not self.values or not all(isinstance(value, dict) for value in self.values.values()):
+                raise ValueError(f"values: given {show(self.values)}; give a list of values, or tables by name.")
+            for name in self.values:
+                if not _TURN.fullmatch(name):
+                    raise ValueError(
+                        f"values: given {show(name)}; give one line without slashes, of at most 100 characters, "
+                        "for figures are named after it."
+                    )
+            return self
+        for value in self.values:
+            if not isinstance(value, bool | int | float | str):
+                raise ValueError(f"values: given {show(value)}; give numbers, strings or booleans.")
+        if not self.values or len(set(self.values)) < len(self.values):
+            raise ValueError(f"values: given {show(self.values)}; give at least one, all different.")
+        return self
+
+    def concerns(self, arm: str) -> bool:
+        """Whether the runs of an arm depend on the value."""
+        return self.key.split(".")[0] == "problem" or self.key.split(".")[1] == arm
+
+    def turns(self) -> list[Any]:
+        """What labels and tables call each value: the name of a table, of a file without its folder, or the value."""
+        whole = lambda value: isinstance(value, str) and PurePath(value).is_absolute()  # noqa: E731
+        return [PurePath(value).name if whole(value) else value for value in self.values]
+
+    def label(self, arm: str, turn: Any) -> str:
+        """The name of an arm in a turn."""
+        return f"{arm}-{re.sub('[^A-Za-z0-9_.-]', '_', str(turn))}"
+
+    def check_labels(self, arms: Iterable[str]) -> None:
+        """Refuse two arms of one name in all turns, or one that is too long for the name of a file."""
+        first: dict[str, str] = {}
+        for arm in arms:
+            for turn in self.turns() if self.concerns(arm) else [None]:
+                label, said = (arm, f"arm {arm}") if turn is None else (self.label(arm, turn), f"{arm} at {turn}")
+                if label in first:
+                    raise ValueError(
+                        f'vary.values: {first[label]} and {said} would both be named "{label}"; rename one.'
+                    )
+                if not _NAME.fullmatch(label):
+                    raise ValueError(
+                        f"vary.values: given {show(label)}; use letters, digits, - and _, at most 100, for files are "
+                        "named after it."
+                    )
+                first[label] = said
+
+
+class Config(Table):
+    """An experiment: one problem, one arm per method, several seeds.
+
+    Args:
+        name: of the experiment; letters, digits, - and _.
+        steps: how many an arm takes, unless it says otherwise.
+        seed: the base seed, from which every seed's key is split.
+        seeds: how many runs every arm makes; run i has the same data, start and key in all arms.
+        record_every: steps between two records.
+        dtype: of data and particles.
+        targets: values of the objective; the summary says when each arm came below them.
+        snapshots: steps at which the particles of the first seed are kept and drawn.
+        problem: what is minimised.
+        arms: the methods by name.
+        vary: a key and the values it takes in turn, if there is one.
+
+    Raises:
+        ValueError: if a number is out of range, or a name cannot name a file.
+
+    Example:
+        >>> start = {"kind": "gaussian", "dimension": 2}
+        >>> problem = {"functional": "energy.py:F", "particles": 100, "start": start}
+        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
+        >>> Config.model_validate({"name": "mine", "steps": 9, "problem": problem, "arms": arms}).steps_of("static")
+        9
+    """
+
+    # A document that varies whole problems needs none of its own.
+    model_config = ConfigDict(json_schema_extra=lambda schema: schema["required"].remove("problem"))
+
+    name: Annotated[str, AfterValidator(_names_files)]
+    steps: Count
+    seed: int = 0
+    seeds: Count = 1
+    record_every: Count = 1
+    dtype: Literal["float32", "float64"] = "float32"
+    targets: list[float] = Field(default_factory=list)
+    snapshots: list[int] = Field(default_factory=list)
+    problem: PROBLEM.annotation  # pyright: ignore[reportInvalidTypeForm]
+    arms: dict[Annotated[str, AfterValidator(_names_files)], ARM.annotation]  # pyright: ignore[reportInvalidTypeForm]
+    vary: Vary | None = None
+
+    _file: str = PrivateAttr("config")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Config:
+        if not 0 <= self.seed < _WHOLE:
+            raise ValueError(f"seed = {self.seed}; give a whole number from 0 to {_WHOLE - 1}.")
+        if not self.arms:
+            raise ValueError("arms is empty; give one table [arms.NAME] per method.")
+        if any(step < 0 or step % self.record_every for step in self.snapshots):
+            raise ValueError(f"snapshots = {self.snapshots}; give multiples of record_every = {self.record_every}.")
+        longest = max(map(self.steps_of, self.arms))
+        if self.snapshots and max(self.snapshots) > longest:
+            raise ValueError(f"snapshots = {self.snapshots}; no arm takes more than {longest} steps.")
+        if self.dtype == "float32":
+            for key, number in _numbers("", self.model_dump(include={"problem", "arms"})):
+                if abs(number) > _LARGEST:
+                    raise ValueError(f'{key} = {number}; float32 holds up to {_LARGEST:.3g}: give dtype = "float64".')
+        if self.vary is not None:
+            if not any(map(self.vary.concerns, self.arms)):
+                raise ValueError(f'vary.key: given "{self.vary.key}"; arms are {", ".join(self.arms)}.')
+            self.vary.check_labels(self.arms)
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        """Whether they describe the same, wherever they were read from."""
+        return isinstance(other, Config) and self.model_dump() == other.model_dump()
+
+    @property
+    def file(self) -> str:
+        """Where it was read from."""
+        return self._file
+
+    def steps_of(self, arm: str) -> int:
+        """How many steps an arm takes."""
+        return self.arms[arm].steps or self.steps
+
+    def only(self, *arms: str) -> Config:
+        """The same experiment with some of its arms."""
+        return self.model_copy(update={"arms": {arm: self.arms[arm] for arm in arms}})
+
+    def changed(self, keys: Mapping[tuple[str, ...], Any]) -> Config:
+        """The same experiment with other values of some keys, each the path to it."""
+        document = self.model_dump(exclude_none=True)
+        for path, value in keys.items():
+            _put(document, list(path), value, Place(self.file))
+        return parse(document, self.file)
+
+
+def _numbers(key: str, value: Any) -> Iterator[tuple[str, float]]:
+    """All numbers of a document, each below its dotted key."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, each in inner:
+        yield from _numbers(f"{key}.{name}".lstrip(".") if isinstance(name, str) else key, each)
+    if isinstance(value, float):
+        yield key, value
+
+
+class Part(NamedTuple):
+    """One turn of a config with a varied key.
+
+    Args:
+        config: without the key, its arms named after the value.
+        value: that the key takes; None if nothing is varied.
+        origin: the arm of the whole config that each arm is.
+    """
+
+    config: Config
+    value: Any
+    origin: dict[str, str]
 
 
 def load(file: str | Path, settings: Iterable[str] = ()) -> Config:
@@ -53,7 +236,7 @@ def load(file: str | Path, settings: Iterable[str] = ()) -> Config:
         >>> load("no/such.toml")
         Traceback (most recent call last):
         ...
-        pwgf_jax.experiments.reading.ConfigError: no/such.toml: there is no such file.
+        pwgf_jax.experiments.messages.ConfigError: no/such.toml: there is no such file.
     """
     try:
         text = Path(file).read_text(encoding="utf-8")
@@ -63,7 +246,7 @@ def load(file: str | Path, settings: Iterable[str] = ()) -> Config:
         raise ConfigError(f"{file}: not valid TOML: {error}.") from error
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         raise ConfigError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-    document = _document_of(text, str(file))
+    document = _document(text, str(file))
     for setting in settings:
         _apply(document, setting)
     return parse(document, str(file))
@@ -86,54 +269,41 @@ def parse(document: Mapping[str, Any], file: str = "config") -> Config:
         >>> parse({"name": "a", "stepps": 10})
         Traceback (most recent call last):
         ...
-        pwgf_jax.experiments.reading.ConfigError: config: unknown key stepps; allowed: name, steps, seed, seeds, \
+        pwgf_jax.experiments.messages.ConfigError: config: unknown key stepps; allowed: name, steps, seed, seeds, \
 record_every, dtype, targets, snapshots, problem, arms, vary; did you mean steps?
     """
     place = Place(file)
-    _check_depth(document, place)
-    tables = {"problem": Parameter(dict), "arms": Parameter(dict), "vary": Parameter(dict, None)}
-    document = _whole_paths(document, file)
-    values = read(_with_first_problem(document), parameters(Config, without=("file",)) | tables, place)
-    values["problem"] = _problem(values["problem"], place / "problem")
-    values["arms"] = {
-        name: _method(_table(arm, place / "arms" / name), place / "arms" / name) for name, arm in values["arms"].items()
-    }
-    if "vary" in values:
-        table = read(values["vary"], {"key": Parameter(str), "values": Parameter(list[Any] | dict)}, place / "vary")
-        values["vary"] = _make(Vary, place / "vary", **table)
-    config = _make(Config, place, **values, file=file)
+    _check_values(document, place)
+    document = own.located(document, place)
+    vary = document.get("vary")
+    if "problem" not in document and isinstance(vary, dict) and vary.get("key") == "problem":
+        # Of several whole problems the first stands for all, until they are unfolded.
+        if isinstance(values := vary.get("values"), dict) and values:
+            document = {**document, "problem": next(iter(values.values()))}
+    config = read(Config, document, place)
+    config._file = file
     unfold(config)
     return config
 
 
-def _check_depth(document: Mapping[str, Any], place: Place) -> None:
-    """Refuse what is nested deeper than anything that makes sense, and than Python can follow."""
-    level: list[Any] = [document]
-    for _ in range(_DEEPEST):
-        inner = [value for table in level for value in (table.values() if isinstance(table, Mapping) else table)]
-        level = [value for value in inner if isinstance(value, dict | list)]
-    if level:
-        raise place.error(f"tables or lists are nested more than {_DEEPEST} deep.")
-
-
-class Part(NamedTuple):
-    """An experiment that a config consists of.
-
-    Args:
-        config: without a varied key; its arms have the names that files and tables give them.
-        value: of the varied key, or the name of a table of it; None where there is none.
-        origin: which arm of the config each of its arms is.
-    """
-
-    config: Config
-    value: Any
-    origin: dict[str, str]
+def _check_values(value: Any, place: Place, depth: int = 0) -> None:
+    """Refuse what no table of a config takes, wherever it stands; and what is nested deeper than makes sense."""
+    if depth > _DEEPEST:
+        raise ConfigError(f"{place.file}: nested more than {_DEEPEST} deep; no config needs that.")
+    if isinstance(value, Mapping):
+        for name, each in value.items():
+            _check_values(each, place / name, depth + 1)
+    elif isinstance(value, list):
+        for each in value:
+            _check_values(each, place, depth + 1)
+    elif (isinstance(value, float) and abs(value) == float("inf")) or value != value:
+        raise place.error(f"given {value}; give a finite number.")
+    elif isinstance(value, int) and abs(value) >= _WHOLE:
+        raise place.error(f"given {show(value)}; give a whole number below {_WHOLE}, which 32 bits hold.")
 
 
 def unfold(config: Config) -> list[Part]:
-    """The experiments that a config with a varied key consists of: one for each value, or the config itself.
-
-    An arm that the key concerns is in all of them, under a name of its own in each; another one in the first only.
+    """The turns of a config with a varied key, each a config without one; a single one if nothing is varied.
 
     Args:
         config: any config.
@@ -157,13 +327,24 @@ def unfold(config: Config) -> list[Part]:
     if vary is None:
         return [Part(config, None, {arm: arm for arm in config.arms})]
     parts: list[Part] = []
-    for turn, document in zip(vary.turns(), _turns(_document(config), config.file), strict=True):
+    for turn, document in zip(vary.turns(), _turns(config.model_dump(exclude_none=True), config.file), strict=True):
         part = parse(document, config.file)
         origin = {vary.label(arm, turn): arm for arm in part.arms if vary.concerns(arm)}
         if not parts:
             origin |= {arm: arm for arm in part.arms if not vary.concerns(arm)}
-        parts.append(Part(replace(part, arms={label: part.arms[arm] for label, arm in origin.items()}), turn, origin))
+        named = {label: part.arms[arm] for label, arm in origin.items()}
+        parts.append(Part(part.model_copy(update={"arms": named}), turn, origin))
     return parts
+
+
+def _turns(document: Mapping[str, Any], file: str) -> Iterator[dict[str, Any]]:
+    """A document with a varied key, turn by turn."""
+    vary = document["vary"]
+    values = vary["values"].values() if isinstance(vary["values"], dict) else vary["values"]
+    for value in values:
+        turn = copy.deepcopy({name: inner for name, inner in document.items() if name != "vary"})
+        _put(turn, vary["key"].split("."), value, Place(file))
+        yield turn
 
 
 def fingerprint(config: Config | str) -> str:
@@ -188,11 +369,10 @@ def fingerprint(config: Config | str) -> str:
         16
     """
     text = config if isinstance(config, str) else dump(config)
-    document = _document_of(text, "config.toml")
-    first, turns = document, list(_turns(document, "config.toml")) if "vary" in document else []
-    named = _own_files(first)
-    rest = [path for turn in turns for path in _own_files(turn)]
-    rest += [path for own in (*named, *rest) if own.suffix == ".py" for path in _imports(own)]
+    document = _document(text, "config.toml")
+    named = list(own.files({name: inner for name, inner in document.items() if name != "vary"}))
+    rest = list(own.files(document.get("vary", {})))
+    rest += [path for each in (*named, *rest) if each.suffix == ".py" for path in own.imports(each)]
     further = sorted(set(rest) - set(named))
     return _hash(text, named) + (_hash("", further) if further else "")
 
@@ -202,177 +382,6 @@ def _hash(text: str, files: Iterable[Path]) -> str:
     for path in files:
         digest.update(path.read_bytes() if path.is_file() else b"missing")
     return digest.hexdigest()[:16]
-
-
-def _own_files(document: Mapping[str, Any]) -> list[Path]:
-    """The user's own files that a document's problem names."""
-    problem = document.get("problem", {})
-    source = problem.get("data", {}).get("source", "")
-    return [Path(name) for name in (_own_module(problem.get("functional", "")), own_data(source) and source) if name]
-
-
-def _imports(module: Path) -> list[Path]:
-    """The Python files below a module's folder that it imports, and that these import; nothing is run."""
-    finder = ModuleFinder([str(module.parent)])
-    try:
-        finder.run_script(str(module))
-    except (OSError, SyntaxError, ValueError):  # the file itself counts: once it is put right the hash has changed
-        return []
-    files = [getattr(each, "__file__", None) for each in finder.modules.values()]
-    return [Path(file) for file in files if file and Path(file) != module]
-
-
-def _make(make: type, place: Place, /, **values: Any) -> Any:
-    try:
-        return make(**values)
-    except ValueError as error:
-        raise ConfigError(f"{place.file}: {place.key}{'.' if place.key else ''}{error}") from error
-
-
-def _with_first_problem(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The document with the first of several whole problems as its problem, if it names none by itself."""
-    vary = document.get("vary")
-    if "problem" in document or not isinstance(vary, dict) or vary.get("key") != "problem":
-        return document
-    values = vary.get("values")
-    return {**document, "problem": next(iter(values.values()))} if isinstance(values, dict) and values else document
-
-
-def _turns(document: Mapping[str, Any], file: str) -> Iterator[dict[str, Any]]:
-    """A document with a varied key, turn by turn."""
-    vary = document["vary"]
-    values = vary["values"].values() if isinstance(vary["values"], dict) else vary["values"]
-    for value in values:
-        turn = copy.deepcopy({name: inner for name, inner in document.items() if name != "vary"})
-        _put(turn, vary["key"].split("."), value, Place(file))
-        yield turn
-
-
-def _objective(table: dict[str, Any], place: Place) -> Problem:
-    """A function of finitely many parameters: one particle, from where the objective starts or a critical point."""
-    keys = {"objective": Parameter(str), "constants": Parameter(dict)}
-    keys |= {"options": Parameter(dict, None), "start": Parameter(dict, None)}
-    values = read(table, keys, place)
-    entry = choose(values["objective"], OBJECTIVES, place / "objective")
-    options = read(values.get("options", {}), entry.parameters, place / "options")
-    constants = read(values["constants"], CONSTANTS, place / "constants")
-    start = {"at": Parameter(str), "scale": Parameter(float, 0.0)}
-    start = read(values["start"], start, place / "start") if "start" in values else {}
-    return _make(
-        Problem,
-        place,
-        functional=Call(values["objective"], options),
-        particles=1,
-        start=Call("own", start),
-        same_data=True,
-        constants=constants,
-    )
-
-
-def _problem(table: dict[str, Any], place: Place) -> Problem:
-    if "objective" in table:
-        return _objective(table, place)
-    keys = {"functional": str, "particles": int, "options": dict, "data": dict, "start": dict}
-    optional = {
-        "options": Parameter(dict, None),
-        "data": Parameter(dict, None),
-        "same_data": Parameter(bool, False),
-        "confinement": Parameter(float, 0.0),
-        "constants": Parameter(dict, None),
-    }
-    values = read(table, {name: Parameter(hint) for name, hint in keys.items()} | optional, place)
-    name, options, sources = values["functional"], values.get("options", {}), SOURCES | SAMPLES
-    if name.endswith(".py"):
-        raise (place / "functional").error(f'given "{name}"; say which one in it: "{name}:NAME".')
-    if not _own_module(name):
-        entry = choose(name, FUNCTIONALS, place / "functional")
-        options = read(options, entry.parameters, place / "options")
-        pairs = entry.given != ("target",)
-        sources = SOURCES if pairs else SAMPLES
-        if "data" not in values:
-            needs, files = (
-                ("inputs and targets", ', or a file "data.npz" or "data.csv"') if pairs else ("a target's sample", "")
-            )
-            raise ConfigError(
-                f"{place.file}: missing table {place.key}.data; {name} needs {needs}: give "
-                f"source = one of {', '.join(sources)}{files}."
-            )
-    data = values.get("data")
-    start = _call(values["start"], "kind", STARTS, place / "start")
-    return _make(
-        Problem,
-        place,
-        functional=Call(name, options),
-        particles=values["particles"],
-        start=start,
-        data=None if data is None else _call(data, "source", sources, place / "data"),
-        same_data=values["same_data"],
-        confinement=values["confinement"],
-        constants=read(values["constants"], CONSTANTS, place / "constants") if "constants" in values else None,
-    )
-
-
-def _method(table: dict[str, Any], place: Place) -> Method:
-    """A flow or transform and its arguments; ``steps``, and a table of jumps, are read like the rest."""
-    steps = {name: value for name, value in table.items() if name == "steps"}
-    kind, known = ("transform", TRANSFORMS) if "transform" in table else ("flow", FLOWS)
-    if kind not in table:
-        raise ConfigError(
-            f"{place.file}: missing key {(place / kind).key}; {suggestion('', FLOWS)}; "
-            f"or, for an objective, {(place / 'transform').key}; {suggestion('', TRANSFORMS)}"
-        )
-    call = _call({name: value for name, value in table.items() if name != "steps"}, kind, known, place)
-    if isinstance(jumps := call.arguments.get("perturbation"), dict):
-        allowed = NOISE | (WINDOW if "trigger" in FLOWS[call.name].given else {})
-        call.arguments["perturbation"] = read(jumps, allowed, place / "perturbation")
-    return _make(Method, place, **vars(call), kind=kind, **read(steps, {"steps": Parameter(int, None)}, place))
-
-
-def _call(table: dict[str, Any], key: str, registry: Mapping[str, Entry], place: Place) -> Call:
-    """A table that names something under ``key`` and gives its arguments beside it."""
-    if key not in table:
-        raise ConfigError(f"{place.file}: missing key {(place / key).key}; {suggestion('', registry)}")
-    name, rest = table[key], {other: value for other, value in table.items() if other != key}
-    own = key == "source" and registry is not SAMPLES and isinstance(name, str) and own_data(name)
-    entry = OWN_DATA if own else choose(name, registry, place / key)
-    return Call(name, read(rest, entry.parameters, place))
-
-
-def _own_module(functional: str) -> str:
-    """The Python file of a functional of the user's own; empty for one that is not."""
-    file, _, symbol = functional.rpartition(":")
-    return file if file.endswith(".py") and symbol else ""
-
-
-def _whole_paths(document: Mapping[str, Any], file: str) -> dict[str, Any]:
-    """The document with whole paths to the user's own files, which it may give relative to its folder."""
-
-    def whole(value: Any, key: str) -> Any:
-        if isinstance(value, dict) and key in ("problem", "problem.data"):
-            return {name: whole(inner, f"{key}.{name}") for name, inner in value.items()}
-        own = {"problem.functional": _own_module, "problem.data.source": lambda name: own_data(name) and name}
-        if not isinstance(value, str) or key not in own or not (path := own[key](value)):
-            return value
-        if "\0" in path:
-            raise Place(file).error(f"{key}: given {show(value)}; no file has a zero byte in its name.")
-        return str((Path(file).parent / path).resolve()) + value[len(path) :]
-
-    located = {name: whole(value, name) for name, value in document.items()}
-    vary = located.get("vary")
-    if isinstance(vary, dict) and isinstance(key := vary.get("key"), str):
-        values = vary.get("values")
-        if isinstance(values, dict):
-            values = {name: whole(value, key) for name, value in values.items()}
-        if isinstance(values, list):
-            values = [whole(value, key) for value in values]
-        located["vary"] = {**vary, "values": values} if "values" in vary else vary
-    return located
-
-
-def _table(value: Any, place: Place) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise place.error(f"given {show(value)}; give a table.")
-    return value
 
 
 def _apply(document: dict[str, Any], setting: str) -> None:
@@ -390,7 +399,7 @@ def _apply(document: dict[str, Any], setting: str) -> None:
     _put(document, names, value, place)
 
 
-def _document_of(text: str, file: str) -> dict[str, Any]:
+def _document(text: str, file: str) -> dict[str, Any]:
     """What TOML says."""
     try:
         return tomllib.loads(text)
@@ -405,7 +414,10 @@ def _put(document: dict[str, Any], names: list[str], value: Any, place: Place) -
     table = document
     for name in names[:-1]:
         place /= name
-        table = _table(table.setdefault(name, {}), place)
+        inner = table.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise place.error(f"given {show(inner)}; give a table.")
+        table = inner
     table[names[-1]] = value
 
 
@@ -413,48 +425,16 @@ def dump(config: Config) -> str:
     """The config as TOML; reading it back gives an equal one.
 
     Example:
-        >>> problem = Problem(Call("/home/me/energy.py:F"), 100, Call("gaussian", {"dimension": 2}))
-        >>> print(dump(Config("mine", 10, problem, {"static": Method("wgf", {"step_size": 0.1})})))
+        >>> start = {"kind": "gaussian", "dimension": 2}
+        >>> problem = {"functional": "/home/me/energy.py:F", "particles": 100, "start": start}
+        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
+        >>> print(dump(parse({"name": "mine", "steps": 10, "problem": problem, "arms": arms})))
         name = "mine"
         steps = 10
         ...
         [arms.static]
         flow = "wgf"
         step_size = 0.1
+        <BLANKLINE>
     """
-    return toml.write(_document(config))
-
-
-def _document(config: Config) -> dict[str, Any]:
-    problem, apart = config.problem, ("file", "problem", "arms", "vary", "targets", "snapshots")
-    document: dict[str, Any] = {
-        each.name: getattr(config, each.name) for each in fields(config) if each.name not in apart
-    }
-    document |= {name: given for name in ("targets", "snapshots") if (given := getattr(config, name))}
-    document["problem"] = _problem_table(problem)
-    document["arms"] = {
-        name: {arm.kind: arm.name, **({"steps": arm.steps} if arm.steps else {}), **arm.arguments}
-        for name, arm in config.arms.items()
-    }
-    if config.vary is not None:
-        document["vary"] = vars(config.vary)
-    return document
-
-
-def _problem_table(problem: Problem) -> dict[str, Any]:
-    if problem.is_objective:
-        named = {"objective": problem.functional.name, "options": problem.functional.arguments}
-        start = {"start": problem.start.arguments} if problem.start.arguments else {}
-        return named | {"constants": problem.constants} | start
-    table: dict[str, Any] = {"functional": problem.functional.name, "particles": problem.particles}
-    if problem.same_data:
-        table["same_data"] = True
-    if problem.confinement:
-        table["confinement"] = problem.confinement
-    if problem.constants:
-        table["constants"] = problem.constants
-    table["options"] = problem.functional.arguments
-    if problem.data is not None:
-        table["data"] = {"source": problem.data.name, **problem.data.arguments}
-    table["start"] = {"kind": problem.start.name, **problem.start.arguments}
-    return table
+    return tomli_w.dumps(config.model_dump(exclude_none=True))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pwgf_jax.experiments.folder import Arm
-from pwgf_jax.experiments.schema import Call
+from pwgf_jax.experiments.reading import Call
 
 __all__ = ["PRODUCT", "VALUE", "cost_model", "gradients", "seconds"]
 
@@ -43,9 +43,10 @@ def cost_model(flow: Call, points: int | None) -> dict[str, float]:
         "step" and "jump".
 
     Example:
-        >>> cost_model(Call("wgf", {"step_size": 0.1}), 800)
+        >>> from pwgf_jax.experiments.catalogue import method
+        >>> cost_model(method(flow="wgf", step_size=0.1), 800)
         {'step': 1.0, 'jump': 0.0}
-        >>> cost_model(Call("saddle_free_newton", {"beta": 1e-3, "depth": 10}), 800)
+        >>> cost_model(method(flow="saddle_free_newton", step_size=1.0, beta=1e-3, depth=10), 800)
         {'step': 14.0, 'jump': 0.0}
     """
     arguments = flow.arguments

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from pwgf_jax.experiments.config import Config, dump, fingerprint, load, unfold
-from pwgf_jax.experiments.reading import ConfigError
+from pwgf_jax.experiments.messages import ConfigError, literal
 from pwgf_jax.flows import Status
 from pwgf_jax.solve import Solution
 from pwgf_jax.solve.files import replacing
@@ -300,9 +300,11 @@ def create(path: Path, config: Config, command: str) -> RunFolder:
 
     Example:
         >>> import tempfile
-        >>> from pwgf_jax.experiments.config import Call, Method, Problem
-        >>> problem = Problem(Call("energy.py:F"), 100, Call("gaussian", {"dimension": 2}))
-        >>> config = Config("mine", 10, problem, {"static": Method("wgf", {"step_size": 0.1})})
+        >>> from pwgf_jax.experiments.config import parse
+        >>> start = {"kind": "gaussian", "dimension": 2}
+        >>> problem = {"functional": "energy.py:F", "particles": 9, "start": start}
+        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
+        >>> config = parse({"name": "a", "steps": 9, "problem": problem, "arms": arms})
         >>> with tempfile.TemporaryDirectory() as place:
         ...     create(Path(place) / "mine", config, "pwgf run mine.toml").unfinished
         ['static']
@@ -333,11 +335,11 @@ def create(path: Path, config: Config, command: str) -> RunFolder:
 
 def _problem(config: Config) -> str:
     """What was run, in a line: the functional or objective, with its options and its size."""
-    call = config.problem.functional
-    options = ", ".join(f"{name} = {json.dumps(value)}" for name, value in call.arguments.items())
-    said = f"{call.name}({options})" if options else call.name
-    if not config.problem.is_objective:
-        said += f", {config.problem.particles} particles"
+    problem = config.problem
+    options = ", ".join(f"{name} = {literal(value)}" for name, value in problem.plain_options.items())
+    said = f"{problem.name}({options})" if options else problem.name
+    if not problem.is_objective:
+        said += f", {problem.particles} particles"
     return said if config.vary is None else f"{said}; {config.vary.key} takes {len(config.vary.values)} values"
 
 
@@ -393,7 +395,7 @@ def open_run(path: Path) -> RunFolder:
         >>> open_run(Path("no/such"))
         Traceback (most recent call last):
         ...
-        pwgf_jax.experiments.reading.ConfigError: no/such: no run is in it (no run.json); make one with `pwgf run`.
+        pwgf_jax.experiments.messages.ConfigError: no/such: no run is in it (no run.json); make one with `pwgf run`.
     """
     if not (path / "run.json").is_file():
         raise ConfigError(f"{path}: no run is in it (no run.json); make one with `pwgf run`.")

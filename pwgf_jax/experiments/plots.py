@@ -12,7 +12,7 @@ import numpy as np
 
 from pwgf_jax.experiments.costs import gradients, seconds
 from pwgf_jax.experiments.folder import Arm
-from pwgf_jax.experiments.reading import ConfigError
+from pwgf_jax.experiments.messages import ConfigError
 from pwgf_jax.experiments.summary import NEVER, halved, to_second_order, varied
 from pwgf_jax.solve.files import replacing
 

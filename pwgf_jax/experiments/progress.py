@@ -10,22 +10,9 @@ from typing import Any
 
 from pwgf_jax.solve import Progress
 
-__all__ = ["Bar", "say"]
+__all__ = ["Bar"]
 
 _PAUSE = 30.0  # seconds from one line to the next
-
-
-def say(sentence: str) -> None:
-    """Something that the user ought to know, progress or not.
-
-    Example:
-        >>> import contextlib, io
-        >>> with contextlib.redirect_stderr(io.StringIO()) as said:
-        ...     say("metrics.npz is damaged.")
-        >>> said.getvalue().strip()
-        'pwgf: metrics.npz is damaged.'
-    """
-    print(f"pwgf: {sentence}", file=sys.stderr)
 
 
 class Bar:

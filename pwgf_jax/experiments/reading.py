@@ -1,104 +1,164 @@
-"""Strict reading of tables: every table of a config is a call, checked against the signature of what it calls."""
+"""Strict tables: every table of a config is a call, a pydantic model made from the signature of what it calls."""
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import math
+import re
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property, reduce
+from operator import or_
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import optax
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, create_model, model_serializer
+from pydantic_core import ErrorDetails
 
 from pwgf_jax import flows, kernels
-from pwgf_jax.experiments import toml
-from pwgf_jax.experiments.samples import Normal, ThreeRings
+from pwgf_jax.experiments.messages import ConfigError, Place, literal, show, suggestion
+from pwgf_jax.experiments.own import imported
+from pwgf_jax.flows.damping import LevenbergMarquardt
+from pwgf_jax.flows.injection import AdaptiveLevel
+from pwgf_jax.functionals.stein import Energy
+from pwgf_jax.problems import Normal, ThreeRings
 
-__all__ = ["KINDS", "ConfigError", "Parameter", "Place", "choose", "make", "parameters", "read", "show", "suggestion"]
+__all__ = ["OWN", "STANDS_FOR", "Call", "Choice", "Entry", "Table", "describe", "read"]
 
-# What a table with a ``kind`` stands for, by the key that it is given to.
-KINDS: dict[str, dict[str, Callable[..., Any]]] = {
-    "kernel": {name: getattr(kernels, name) for name in ("gaussian", "laplace", "imq", "energy", "coulomb")},
-    "energy": {"gaussian": Normal, "three_rings": ThreeRings},
-    "level": {"adaptive": flows.adaptive_level},
-}
-
-_SHOWN = 120  # characters of a value that messages quote
-_WHOLE = 2**31  # steps, sizes and seeds are counted in 32 bits
+_MARK = "\0"  # begins the tags that pydantic puts into the path of an error; no key of a config does
+_BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+_SIGNS = {"ge": "a non-negative number", "gt": "a positive number"}
+_Model = TypeVar("_Model", bound="Table")
 
 
-class ConfigError(ValueError):
-    """What a user asked for cannot be done; one sentence says what was given and what is allowed."""
+class Table(BaseModel):
+    """A table of a config: no key but its own, and every value of the very type that is asked for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
+
+    apart: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What it gives, as plain data, defaults that TOML can write included."""
+        return self.model_dump(exclude=set(self.apart), exclude_none=True)
+
+    def made(self) -> dict[str, Any]:
+        """The arguments as what they stand for: kernels, schedules, optimizers, ..."""
+        given = dict(self)
+        return {name: _made(given[name]) for name in self.arguments}
+
+
+class Call(Table):
+    """A table that names something under a key, and gives its arguments beside it.
+
+    Example:
+        >>> def sgd(learning_rate: float, momentum: float | None = None): ...
+        >>> call = Entry(sgd).table("optimizer", "sgd").model_validate({"optimizer": "sgd", "learning_rate": 1})
+        >>> call.name, call.arguments
+        ('sgd', {'learning_rate': 1.0})
+    """
+
+    key: ClassVar[str]
+    entry: ClassVar[Entry]
+
+    @property
+    def name(self) -> str:
+        """What it names."""
+        return getattr(self, self.key)
+
+    def make(self, **others: Any) -> Any:
+        """What it stands for."""
+        make = imported(self.name, Place(self.key)) if self.entry.own else self.entry.make
+        return make(**others, **self.made())
+
+    @model_serializer(mode="wrap")
+    def _named_first(self, plain: Any) -> dict[str, Any]:
+        table = plain(self)
+        return {self.key: table.pop(self.key), **table} if self.key in table else table
+
+
+def _made(value: Any) -> Any:
+    if isinstance(value, Call):
+        return value.make()
+    if isinstance(value, Mapping):  # TOML's keys are strings, steps of a schedule are whole numbers
+        return {int(key) if key.isdecimal() else key: _made(each) for key, each in value.items()}
+    return value
 
 
 @dataclass(frozen=True)
-class Place:
-    """A dotted key of a file, for messages.
+class Entry:
+    """Something that a config can name.
 
     Args:
-        file: the file, as the user wrote it.
-        key: the dotted key; empty for the file itself.
+        make: function or class to call.
+        given: its arguments that do not come from the config.
+        beside: fields, (annotation, default), that its table has beside these.
+        base: of its table.
+        own: whether it is in a file of the user's, so that its table may have any key until that is imported.
 
     Example:
-        >>> raise (Place("a.toml") / "arms" / "static").error("give a table.")
-        Traceback (most recent call last):
-        ...
-        pwgf_jax.experiments.reading.ConfigError: a.toml: arms.static: give a table.
+        >>> def wave(length: float, phase: float = 0.0): ...
+        >>> Entry(wave).signature
+        'length, phase = 0.0'
     """
 
-    file: str
-    key: str = ""
+    make: Callable[..., Any]
+    given: tuple[str, ...] = ()
+    beside: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    base: type[Call] = Call
+    own: bool = False
 
-    def __truediv__(self, name: str) -> Place:
-        return Place(self.file, f"{self.key}.{toml.key(name)}" if self.key else toml.key(name))
+    @cached_property
+    def fields(self) -> dict[str, tuple[Any, Any]]:
+        """Annotation and default of every key; ``...`` where there is no default."""
+        found = {} if self.own else dict(_fields(self.make, self.given))
+        return found | dict(self.beside)
 
-    def error(self, message: str) -> ConfigError:
-        """The message, under this place's name."""
-        return ConfigError(f"{self.file}: {self.key}: {message}" if self.key else f"{self.file}: {message}")
+    def table(self, key: str, name: str) -> type[Call]:
+        """The model of the tables that name it under a key."""
+        base = type("", (self.base,), {"model_config": {"extra": "allow"}}) if self.own else self.base
+        file = r"\.py:\w+$" if self.own or name in OWN else rf"\.{name.rpartition('.')[2]}$"
+        named = Literal[name] if name.isidentifier() else Annotated[str, Field(pattern=file)]
+        fields: Any = {key: (named, ...), **self.fields}
+        made = create_model(f"{name}_{key}", __base__=base, __doc__=self.summary, **fields)
+        made.key, made.entry, made.apart = key, self, base.apart | {key}
+        return made
 
-
-class Parameter(NamedTuple):
-    """What a key may hold.
-
-    Args:
-        hint: its type.
-        default: what it is without being given; ``inspect.Parameter.empty`` if it has to be.
-    """
-
-    hint: Any
-    default: Any = inspect.Parameter.empty
+    def options(self, title: str, base: type[Table] = Table) -> type[Table]:
+        """The model of a table of its arguments, under whatever key that stands."""
+        fields: Any = self.fields
+        return create_model(title, __base__=base, __doc__=self.summary, **fields)
 
     @property
-    def required(self) -> bool:
-        """Whether the key has to be given."""
-        return self.default is inspect.Parameter.empty
+    def signature(self) -> str:
+        """Its keys and their defaults, on one line."""
+        return ", ".join(
+            name if default is ... else f"{name} = {'(none)' if default is None else literal(default)}"
+            for name, (_, default) in self.fields.items()
+        )
+
+    @property
+    def summary(self) -> str:
+        """The first line of its documentation, without the formulas that a terminal cannot show."""
+        first = (inspect.getdoc(self.make) or "").partition("\n")[0]
+        words = re.sub(r"[,:]?\s*:math:`[^`]*`", "", first)
+        return re.sub(r":\w+:`~?([^`]*)`", r"\1", words).replace("``", "").rstrip(" .:,") + "."
 
 
-def parameters(make: Callable[..., Any], without: Collection[str] = ()) -> dict[str, Parameter]:
-    """The arguments of a function or class that TOML can write, as keys of a table.
-
-    Args:
-        make: function or class.
-        without: arguments that do not come from the table.
-
-    Returns:
-        Parameters by name, in the order of the signature.
-
-    Example:
-        >>> def make(data, step_size: float, depth: int = 32): ...
-        >>> {name: parameter.required for name, parameter in parameters(make, without=["data"]).items()}
-        {'step_size': True, 'depth': False}
-    """
+def _fields(make: Callable[..., Any], given: tuple[str, ...]) -> Iterator[tuple[str, tuple[Any, Any]]]:
     hints = _hints(make)
-    return {
-        name: Parameter(hints.get(name, Any), parameter.default)
-        for name, parameter in inspect.signature(make).parameters.items()
-        if name not in without
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        and (name in KINDS or writable(hints.get(name, Any)))
-    }
+    for name, parameter in inspect.signature(make).parameters.items():
+        if name in given or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if (hint := _annotation(hints.get(name, Any))) is None:
+            continue
+        if parameter.default is parameter.empty:
+            yield name, (hint, ...)
+        elif isinstance(parameter.default, bool | int | float | str):
+            yield name, (hint, parameter.default)
+        else:
+            yield name, (hint | None, None)
 
 
 def _hints(make: Callable[..., Any]) -> dict[str, Any]:
@@ -110,235 +170,238 @@ def _hints(make: Callable[..., Any]) -> dict[str, Any]:
         return {name: Any if isinstance(hint, str) else hint for name, hint in make.__annotations__.items()}
 
 
-def suggestion(name: str, allowed: Iterable[str]) -> str:
-    """The end of a message about an unknown name: what is allowed, and the nearest of it.
-
-    Example:
-        >>> suggestion("pwfg", ["pwgf", "wgf"])
-        'allowed: pwgf, wgf; did you mean pwgf?'
-    """
-    allowed = list(allowed)
-    near = difflib.get_close_matches(name[:_SHOWN], allowed, n=1)
-    return f"allowed: {', '.join(allowed) or 'nothing'}" + (f"; did you mean {near[0]}?" if near else "")
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a union, None left out."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return tuple(inner for part in get_args(hint) for inner in _parts(part))
+    return () if hint is type(None) else (hint,)
 
 
-def choose(name: Any, known: Mapping[str, Any], place: Place) -> Any:
-    """What a name stands for.
+@cache
+def _annotation(hint: Any) -> Any:
+    """What TOML may write for an argument of a type; None where that is nothing."""
+    if hint is Any:
+        return Any
+    parts = _parts(hint)
+    plain = [each for each in parts if each in (bool, int, float, str, dict) or get_origin(each) in (Literal, list)]
+    plain += [dict[str, float] for each in parts if get_origin(each) is dict]
+    choices: dict[str, dict[str, Entry]] = {}
+    for kind, (_, (key, tables)) in STANDS_FOR.items():
+        if kind in parts:
+            choices.setdefault(key, {}).update(tables)
+    whole = reduce(or_, plain) if plain else None
+    return Choice(choices, whole).annotation if choices else whole
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """One of several tables, told by what they name; or a plain value.
 
     Args:
-        name: as read from TOML, of any type.
-        known: what there is, by name.
-        place: where the name stands.
-
-    Returns:
-        The entry.
-
-    Raises:
-        ConfigError: if there is none of the name, or it is none.
+        tables: what may be named, by the key that names it.
+        plain: the annotation of what is no table, where that may be given.
+        why: what a message says of it where it is missing.
 
     Example:
-        >>> choose(["a"], {"a": 1}, Place("a.toml", "kind"))
+        >>> def sgd(learning_rate: float): ...
+        >>> step = Choice({"optimizer": {"sgd": Entry(sgd)}}, float)
+        >>> raise step.refusal({"optimizer": "sgdd"}, Place("a.toml", "step"))
         Traceback (most recent call last):
         ...
-        pwgf_jax.experiments.reading.ConfigError: a.toml: kind: given ["a"] (a list); allowed: a
+        pwgf_jax.experiments.messages.ConfigError: a.toml: step.optimizer: given "sgdd" (a string); allowed: sgd; \
+did you mean sgd?
     """
-    if not isinstance(name, str) or name not in known:
-        near = suggestion(name if isinstance(name, str) else "", known)
-        raise place.error(f"given {show(name)}; {near}")
-    return known[name]
+
+    tables: Mapping[str, Mapping[str, Entry]]
+    plain: Any = None
+    why: str = ""
+
+    @cached_property
+    def members(self) -> dict[str, Any]:
+        """The annotations to choose from, by tag."""
+        models = {
+            f"{_MARK}{key}={name}": entry.table(key, name)
+            for key, entries in self.tables.items()
+            for name, entry in entries.items()
+        }
+        return models if self.plain is None else {**models, _MARK: self.plain}
+
+    @cached_property
+    def annotation(self) -> Any:
+        """As pydantic takes it."""
+        members = [Annotated[member, Tag(tag)] for tag, member in self.members.items()]
+        return Annotated[reduce(or_, members), Discriminator(self.tag), self]
+
+    def tag(self, value: Any) -> str | None:
+        """That of the member which a value is to be read as."""
+        if isinstance(value, Call):
+            value = {value.key: value.name}
+        if not isinstance(value, Mapping):
+            return _MARK if self.plain is not None else None
+        key = next((key for key in self.tables if key in value), None)
+        return f"{_MARK}{key}={_family(value[key])}" if key and isinstance(value[key], str) else None
+
+    def refusal(self, value: Any, place: Place) -> ConfigError:
+        """What is wrong with a value that belongs to no member."""
+        if not isinstance(value, Mapping):
+            return place.error(f"given {show(value)}; give {describe(self.annotation)}.")
+        for key, entries in self.tables.items():
+            if str(value.get(key, "")).endswith(".py"):
+                return (place / key).error(f'given "{value[key]}"; say which one in it: "{value[key]}:NAME".')
+            if key in value:
+                near = suggestion(value[key] if isinstance(value[key], str) else "", entries)
+                return (place / key).error(f"given {show(value[key])}; {near}")
+        ways = [f"{(place / key).key}; {suggestion('', entries)}" for key, entries in self.tables.items()]
+        return ConfigError(f"{place.file}: missing key {'; or '.join(ways)}")
 
 
-def read(table: Mapping[str, Any], allowed: Mapping[str, Parameter], place: Place) -> dict[str, Any]:
-    """The arguments that a table gives, checked, with the defaults that TOML can write filled in.
-
-    Args:
-        table: as read from TOML.
-        allowed: its keys.
-        place: where it stands.
-
-    Returns:
-        Plain TOML data by name.
-
-    Raises:
-        ConfigError: if a key is unknown or missing, or a value of the wrong type.
-
-    Example:
-        >>> read({"eps": 1}, {"eps": Parameter(float), "seeds": Parameter(int, 3)}, Place("a.toml"))
-        {'eps': 1.0, 'seeds': 3}
-    """
-    for name in table:
-        if name not in allowed:
-            raise ConfigError(f"{place.file}: unknown key {(place / name).key}; {suggestion(name, allowed)}")
-    values = {}
-    for name, parameter in allowed.items():
-        if name in table:
-            values[name] = _value(name, table[name], parameter.hint, place / name)
-        elif parameter.required:
-            raise ConfigError(f"{place.file}: missing key {(place / name).key}; give {_ways(name, parameter.hint)}.")
-        elif isinstance(parameter.default, bool | int | float | str):
-            values[name] = parameter.default
-    return values
-
-
-def _value(name: str, value: Any, hint: Any, place: Place) -> Any:
-    if name not in KINDS or (not isinstance(value, dict) and writable(hint)) or _names_step_size(value):
-        return _convert(value, hint, place)
-    known = KINDS[name]
-    if not isinstance(value, dict) or "kind" not in value:
-        raise place.error(f"given {show(value)}; give {_ways(name, hint)}.")
-    kind, rest = value["kind"], {key: inner for key, inner in value.items() if key != "kind"}
-    return {"kind": kind, **read(rest, parameters(choose(kind, known, place / "kind")), place)}
-
-
-def _names_step_size(value: Any) -> bool:
-    return isinstance(value, dict) and bool({"optimizer", "schedule"} & set(value))
-
-
-def _ways(name: str, hint: Any) -> str:
-    """What a key allows, tables with a kind included."""
-    if name not in KINDS:
-        return describe(hint)
-    table = "a table with kind = one of " + ", ".join(f'"{kind}"' for kind in KINDS[name])
-    return f"{describe(hint)} or {table}" if writable(hint) else table
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    if get_origin(hint) in (Union, types.UnionType):
-        return tuple(inner for part in get_args(hint) for inner in _alternatives(part))
-    return (hint,)
-
-
-def writable(hint: Any) -> bool:
-    """Whether TOML can write a value of this type."""
-    plain = (bool, int, float, str, dict, Any)
-    parts = _alternatives(hint)
-    return bool(_step_sizes(hint)) or any(
-        part in plain
-        or get_origin(part) in (list, Literal, Mapping)
-        or (get_origin(part) is dict and get_args(part)[1] in plain)
-        for part in parts
+def _family(name: str) -> str:
+    """The name that the catalogue has for a file of the user's: FILE.py:NAME, FILE.csv, FILE.npz; else the name."""
+    return re.sub(
+        r"^.+\.(py:\w+|npz|csv)$", lambda found: f"FILE.{re.sub(':.*', ':NAME', found[1])}", name, flags=re.DOTALL
     )
-
-
-def _step_sizes(hint: Any) -> tuple[str, ...]:
-    """What a table may name in the place of a number: something of optax, or nothing."""
-    parts = _alternatives(hint)
-    if optax.GradientTransformation in parts:
-        return ("optimizer", "schedule")
-    return ("schedule",) if optax.Schedule in parts else ()
-
-
-def _convert(value: Any, hint: Any, place: Place) -> Any:
-    if isinstance(value, dict) and (kinds := _step_sizes(hint)):
-        return _read_step_size(value, kinds, place)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise place.error(f"given {value}; give a finite number.")
-    if isinstance(value, int) and abs(value) >= _WHOLE:
-        raise place.error(f"given {show(value)}; give a whole number below 2147483648, which 32 bits hold.")
-    # An exact type wins over a number that would have to be widened.
-    options = sorted(_alternatives(hint), key=lambda part: part is not type(value))
-    for part in options:
-        if part is Any or (part in (bool, int, float, str) and type(value) is part):
-            return value
-        if part is float and type(value) is int:
-            return float(value)
-        if get_origin(part) is Literal and value in get_args(part):
-            return value
-        if (part is dict or get_origin(part) is Mapping) and isinstance(value, dict):
-            return value
-        if get_origin(part) is dict and isinstance(value, dict):
-            return {key: _convert(entry, get_args(part)[1], place / key) for key, entry in value.items()}
-        if get_origin(part) is list and isinstance(value, list):
-            return [_convert(entry, get_args(part)[0], place) for entry in value]
-    raise place.error(f"given {show(value)}; give {describe(hint)}.")
-
-
-def show(value: Any) -> str:
-    """A given value and its kind, as messages quote it: on one line, and not all of what is long.
-
-    Example:
-        >>> show(True), show({"kind": 1})
-        ('true (a boolean)', '{kind = 1} (a table)')
-    """
-    kinds = {bool: "a boolean", int: "a whole number", float: "a number", str: "a string", list: "a list"}
-    kind = "a table" if isinstance(value, Mapping) else kinds.get(type(value), "a date or time")
-    shown = toml.literal(value)
-    return f"{shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'} ({kind})"
 
 
 def describe(hint: Any) -> str:
     """A type in words: what a key allows."""
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", dict: "a table"}
     said = []
-    for part in _alternatives(hint):
-        if part in words:
+    for part in _parts(hint):
+        if choice := _choice(part):
+            said += [describe(choice.plain)] if choice.plain is not None else []
+            optax_s = [key for key in choice.tables if key in ("optimizer", "schedule")]
+            said += [f"a table that names an optax {' or '.join(optax_s)}"] if optax_s else []
+            for key in choice.tables.keys() - set(optax_s):
+                said.append(f"a table with {key} = one of " + ", ".join(f'"{name}"' for name in choice.tables[key]))
+        elif part in words:
             said.append(words[part])
         elif get_origin(part) is Literal:
             said.append("one of " + ", ".join(f'"{choice}"' for choice in get_args(part)))
         elif get_origin(part) is list:
             said.append(f"a list of {'strings' if get_args(part) == (str,) else 'values'}")
-        elif get_origin(part) in (Mapping, dict):
+        elif get_origin(part) is dict or (inspect.isclass(part) and issubclass(part, Table)):
             said.append("a table")
-    if kinds := _step_sizes(hint):
-        said.append(f"a table that names an optax {' or '.join(kinds)}")
+        elif get_origin(part) is Annotated:
+            said.append(describe(get_args(part)[0]))
     return " or ".join(dict.fromkeys(said)) or "a value"
 
 
-def _from_optax(kind: str) -> dict[str, Callable[..., Any]]:
+def _choice(hint: Any) -> Choice | None:
+    return next((each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Choice)), None)
+
+
+def read(model: type[_Model], table: Mapping[str, Any], place: Place) -> _Model:
+    """A table read strictly.
+
+    Args:
+        model: what it is to be.
+        table: as read from TOML.
+        place: where it stands.
+
+    Returns:
+        The model's instance.
+
+    Raises:
+        ConfigError: if a key is unknown or missing, or a value is of the wrong type or out of range.
+
+    Example:
+        >>> def walk(steps: int): ...
+        >>> read(Entry(walk).options("Walk"), {"stepps": 2}, Place("a.toml"))
+        Traceback (most recent call last):
+        ...
+        pwgf_jax.experiments.messages.ConfigError: a.toml: unknown key stepps; allowed: steps; did you mean steps?
+    """
+    try:
+        return model.model_validate(table)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
+        raise _refusal(model, first, place) from None
+
+
+def _refusal(model: type[Table], error: ErrorDetails, place: Place) -> ConfigError:
+    """An error of pydantic's, in a sentence under the key that it is about."""
+    hint, allowed, above = model, [], place
+    for each in error["loc"]:
+        if (choice := _choice(hint)) and str(each).startswith(_MARK):
+            if each == _MARK:  # the plain value: what else may be given is described too
+                break
+            hint = choice.members[str(each)]
+            continue
+        hint = next((part for part in _parts(hint) if _choice(part) or get_origin(part) or inspect.isclass(part)), hint)
+        if each == "[key]":
+            place = above
+            break
+        if isinstance(each, int):  # of a list, under the list's key
+            hint = get_args(hint)[0]
+        elif inspect.isclass(hint) and issubclass(hint, Table):
+            hints = get_type_hints(hint, include_extras=True)
+            beside = next(base.model_fields for base in hint.__mro__[1:] if issubclass(base, Table))
+            allowed = sorted(
+                (name for name in hint.model_fields if name != getattr(hint, "key", "")), key=beside.__contains__
+            )
+            above, place, hint = place, place / str(each), hints.get(str(each), Any)
+        elif get_origin(hint) is dict:
+            above, place, hint = place, place / str(each), get_args(hint)[1]
+        else:  # which member of a plain union it was: all of them are described
+            break
+    return _sentence(error, hint, allowed, place)
+
+
+def _sentence(error: ErrorDetails, hint: Any, allowed: list[str], place: Place) -> ConfigError:
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    choice = next((found for part in _parts(hint) if (found := _choice(part))), None)
+    if kind == "extra_forbidden":
+        return ConfigError(f"{place.file}: unknown key {place.key}; {suggestion(str(error['loc'][-1]), allowed)}")
+    if kind == "missing":
+        what = "table" if choice and choice.plain is None else "key"
+        why = f"{choice.why}: " if choice and choice.why else ""
+        return ConfigError(f"{place.file}: missing {what} {place.key}; {why}give {describe(hint)}.")
+    if kind.startswith("union_tag") and choice:
+        return choice.refusal(value, place)
+    if kind == "finite_number":
+        return place.error(f"given {value}; give a finite number.")
+    if kind == "value_error":  # of a model's own: it begins with the key that it is about
+        return ConfigError(f"{place.file}: {place.key}{'.' if place.key else ''}{context['error']}")
+    if kind == "given":  # of a field's own
+        return place.error(error["msg"])
+    for bound, words in _BOUNDS.items():
+        if bound in context:
+            limit = f"{words} {context[bound]}" if context[bound] or isinstance(value, int) else _SIGNS[bound]
+            return ConfigError(f"{place.file}: {place.key} = {literal(value)}; give {limit}.")
+    return place.error(f"given {show(value)}; give {describe(hint)}.")
+
+
+def _from_optax(kind: str) -> dict[str, Entry]:
     """The optimizers, or the schedules, that optax offers by name."""
     if kind == "optimizer":
         module, has = optax, lambda names: "learning_rate" in names
     else:
         module, has = optax.schedules, lambda names: bool(names & {"init_value", "value"})
-    functions = {
-        name: getattr(module, name) for name in dir(module) if not name.startswith(("_", "scale_by", "inject"))
-    }
+    found = {name: getattr(module, name) for name in dir(module) if not name.startswith(("_", "scale_by", "inject"))}
     return {
-        name: function
-        for name, function in functions.items()
-        if inspect.isfunction(function)
-        and has(inspect.signature(function).parameters.keys())
-        and "key" not in inspect.signature(function).parameters  # TOML has no random keys
+        name: Entry(make, given=("linesearch",))
+        for name, make in found.items()
+        if inspect.isfunction(make)
+        and has(inspect.signature(make).parameters.keys())
+        and "key" not in inspect.signature(make).parameters  # TOML has no random keys
     }
 
 
-def _read_step_size(table: dict[str, Any], kinds: tuple[str, ...], place: Place) -> dict[str, Any]:
-    """A step size written as a table that names something of optax, checked against its signature."""
-    named = [kind for kind in kinds if kind in table]
-    if len(named) != 1:
-        ways = " or ".join(f'{kind} = "..."' for kind in kinds)
-        raise place.error(f"given a table without a name; name something of optax by {ways}.")
-    kind, name = named[0], table[named[0]]
-    called = choose(name, _from_optax(kind), place / kind)
-    rest = {key: value for key, value in table.items() if key != kind}
-    return {kind: name, **read(rest, parameters(called), place)}
-
-
-def make(name: str, value: Any) -> Any:
-    """What a checked value of a key means: itself, or the kernel, schedule, optimizer, ... that a table names.
-
-    Args:
-        name: the key.
-        value: as :func:`read` returns it.
-
-    Returns:
-        An argument for the call that the table around it stands for.
-
-    Example:
-        >>> halved = {"schedule": "piecewise_constant_schedule", "init_value": 2.0}
-        >>> float(make("step_size", halved | {"boundaries_and_scales": {"5": 0.5}})(9))
-        1.0
-        >>> import jax.numpy as jnp
-        >>> float(make("energy", {"kind": "gaussian", "scale": 2.0})(jnp.array([2.0, 2.0])))
-        1.0
-    """
-    if not isinstance(value, dict):
-        return value
-    inner = {key: make(key, each) for key, each in value.items()}
-    if name in KINDS and "kind" in inner:
-        return KINDS[name][inner.pop("kind")](**inner)
-    for kind in ("optimizer", "schedule"):
-        if kind in inner:
-            return _from_optax(kind)[inner.pop(kind)](**inner)
-    # TOML's keys are strings, steps of a schedule are whole numbers.
-    return {int(key) if key.isdecimal() else key: each for key, each in inner.items()}
+OWN = {"FILE.py:NAME": Entry(imported, own=True)}
+"""Something in a Python file of the user's."""
+STANDS_FOR: dict[Any, tuple[str, tuple[str, Mapping[str, Entry]]]] = {
+    kernels.Kernel: (
+        "Kernels",
+        (
+            "kind",
+            {name: Entry(getattr(kernels, name)) for name in ("gaussian", "laplace", "imq", "energy", "coulomb")} | OWN,
+        ),
+    ),
+    Energy: ("Energies", ("kind", {"gaussian": Entry(Normal), "three_rings": Entry(ThreeRings)} | OWN)),
+    AdaptiveLevel: ("Levels of noise", ("kind", {"adaptive": Entry(flows.adaptive_level)})),
+    LevenbergMarquardt: ("Damping rules", ("kind", {"levenberg_marquardt": Entry(flows.levenberg_marquardt)})),
+    optax.GradientTransformation: ("Optimizers of optax", ("optimizer", _from_optax("optimizer"))),
+    optax.Schedule: ("Schedules of optax", ("schedule", _from_optax("schedule"))),
+}
+"""What a table may stand for where an argument has the type: a title, the key that names it, and what it may name."""

@@ -12,12 +12,13 @@ from typing import Any
 
 import jax
 
+from pwgf_jax.experiments import own
+from pwgf_jax.experiments.build import Experiment, build
 from pwgf_jax.experiments.config import Config, Part, fingerprint, unfold
 from pwgf_jax.experiments.costs import cost_model
 from pwgf_jax.experiments.folder import RunFolder, create, open_run, refuse_taken
-from pwgf_jax.experiments.problems import Experiment, build
-from pwgf_jax.experiments.progress import Bar, say
-from pwgf_jax.experiments.reading import ConfigError
+from pwgf_jax.experiments.messages import ConfigError, say
+from pwgf_jax.experiments.progress import Bar
 from pwgf_jax.solve import Progress, sweep
 from pwgf_jax.solve.checkpoint import CheckpointError
 
@@ -64,12 +65,14 @@ def experiments(config: Config) -> list[tuple[Part, Experiment]]:
     """What a config consists of, each part made and tried.
 
     Example:
-        >>> from pwgf_jax.experiments.config import Call, Method, Problem
-        >>> problem = Problem(Call("no_such.py:F"), 4, Call("gaussian", {"dimension": 2}))
-        >>> experiments(Config("mine", 1, problem, {"static": Method("wgf", {"step_size": 0.1})}))
+        >>> from pwgf_jax.experiments.config import parse
+        >>> start = {"kind": "gaussian", "dimension": 2}
+        >>> problem = {"functional": "no_such.py:F", "particles": 9, "start": start}
+        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
+        >>> experiments(parse({"name": "a", "steps": 9, "problem": problem, "arms": arms}))
         Traceback (most recent call last):
         ...
-        pwgf_jax.experiments.reading.ConfigError: config: problem.functional: no_such.py: there is no such file.
+        pwgf_jax.experiments.messages.ConfigError: config: problem.functional: ...no_such.py: there is no such file.
     """
     return [(part, build(part.config)) for part in unfold(config)]
 
@@ -95,7 +98,7 @@ def resume(path: Path, *, quiet: bool = True, trust: bool = False) -> RunFolder:
         >>> resume(Path("no/such"))
         Traceback (most recent call last):
         ...
-        pwgf_jax.experiments.reading.ConfigError: no/such: no run is in it (no run.json); make one with `pwgf run`.
+        pwgf_jax.experiments.messages.ConfigError: no/such: no run is in it (no run.json); make one with `pwgf run`.
     """
     folder = open_run(path)
     with folder.locked():
@@ -125,13 +128,13 @@ def unchanged(folder: RunFolder, *, trust: bool = False) -> Config:
         >>> unchanged(RunFolder(Path("no/such")))
         Traceback (most recent call last):
         ...
-        pwgf_jax.experiments.reading.ConfigError: no/such/config.toml: there is no such file.
+        pwgf_jax.experiments.messages.ConfigError: no/such/config.toml: there is no such file.
     """
     config = folder.config
-    if own := own_code(config):
+    if named := own_code(config):
         if not trust:
             raise ConfigError(
-                f"{folder.path}: its config.toml names code of its own, {', '.join(own)}, which this would run; "
+                f"{folder.path}: its config.toml names code of its own, {', '.join(named)}, which this would run; "
                 "if you know what it does, give --trust."
             )
     text = (folder.path / "config.toml").read_text(encoding="utf-8")
@@ -148,13 +151,15 @@ def own_code(config: Config) -> list[str]:
     """The Python files that making a config's problem runs.
 
     Example:
-        >>> from pwgf_jax.experiments.config import Call, Method, Problem
-        >>> problem = Problem(Call("energy.py:F"), 4, Call("gaussian", {"dimension": 2}))
-        >>> own_code(Config("mine", 1, problem, {"static": Method("wgf", {"step_size": 0.1})}))
-        ['energy.py']
+        >>> from pwgf_jax.experiments.config import parse
+        >>> start = {"kind": "gaussian", "dimension": 2}
+        >>> problem = {"functional": "energy.py:F", "particles": 9, "start": start}
+        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
+        >>> own_code(parse({"name": "a", "steps": 9, "problem": problem, "arms": arms}, "/home/me/a.toml"))
+        ['/home/me/energy.py']
     """
-    problems = [part.config.problem for part in unfold(config)]
-    return list(dict.fromkeys(each.functional.name.rpartition(":")[0] for each in problems if each.is_own))
+    named = [path for part in unfold(config) for path in own.files(part.config.model_dump(exclude_none=True))]
+    return list(dict.fromkeys(str(path) for path in named if path.suffix == ".py"))
 
 
 @contextmanager
@@ -210,7 +215,7 @@ def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], quiet: boo
                     folder.checkpoint(arm).unlink()
                     solution = go()
                 timing = clock.timing() | experiment.facts
-                if part.config.arms[arm].kind == "flow":  # a transform counts for itself
+                if part.config.arms[arm].key == "flow":  # a transform counts for itself
                     timing["cost"] = cost_model(part.config.arms[arm], experiment.points)
                 folder.finish(arm, solution, timing, part.config.snapshots, experiment.target)
 

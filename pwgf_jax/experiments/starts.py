@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pwgf_jax.experiments.data import Data
-from pwgf_jax.experiments.samples import Sample
+from pwgf_jax.experiments.sources import Data
 from pwgf_jax.functionals import small_networks
 from pwgf_jax.measures import Particles
 
@@ -21,13 +20,13 @@ __all__ = ["Antithetic", "Gaussian", "IcflSaddle", "Start", "Students"]
 class Start(Protocol):
     """What draws a seed's start."""
 
-    def draw(self, key: Array, particles: int, data: Data | Sample | None, dtype: Any) -> Particles:
+    def draw(self, key: Array, particles: int, data: Data | None, dtype: Any) -> Particles:
         """The start of one seed; traced by jax."""
         ...
 
 
-def _sizes(data: Data | Sample | None, kind: str) -> tuple[int, int]:
-    if not isinstance(data, Data):
+def _sizes(data: Data | None, kind: str) -> tuple[int, int]:
+    if data is None or data.targets is None:
         raise ValueError(
             f'kind = "{kind}" places the neurons of a network on data of inputs and targets; '
             'without such problem.data use "gaussian".'
@@ -74,13 +73,13 @@ class Gaussian:
         if self.dimension is not None and self.dimension < 1:
             raise ValueError(f"dimension = {self.dimension}; give at least 1.")
 
-    def draw(self, key: Array, particles: int, data: Data | Sample | None, dtype: Any) -> Particles:
+    def draw(self, key: Array, particles: int, data: Data | None, dtype: Any) -> Particles:
         """The start of one seed."""
         dimension = self.dimension
         if dimension is None:
             if data is None:
                 raise ValueError("dimension is missing; without problem.data, say how many coordinates a particle has.")
-            dimension = data.points.shape[1] if isinstance(data, Sample) else sum(_sizes(data, "gaussian"))
+            dimension = data.inputs.shape[1] if data.targets is None else sum(_sizes(data, "gaussian"))
         return Particles.uniform(self.mean + self.scale * jax.random.normal(key, (particles, dimension), dtype))
 
 
@@ -109,7 +108,7 @@ class Antithetic:
     def __post_init__(self) -> None:
         _check(self.scale, self.jitter)
 
-    def draw(self, key: Array, particles: int, data: Data | Sample | None, dtype: Any) -> Particles:
+    def draw(self, key: Array, particles: int, data: Data | None, dtype: Any) -> Particles:
         """The start of one seed."""
         outputs, inputs = _sizes(data, "antithetic")
         if particles % 2:
@@ -146,10 +145,10 @@ class IcflSaddle:
     def __post_init__(self) -> None:
         _check(self.scale, self.jitter)
 
-    def draw(self, key: Array, particles: int, data: Data | Sample | None, dtype: Any) -> Particles:
+    def draw(self, key: Array, particles: int, data: Data | None, dtype: Any) -> Particles:
         """The start of one seed."""
         outputs, inputs = _sizes(data, "icfl_saddle")
-        block = data.teacher_block if isinstance(data, Data) else None
+        block = None if data is None else data.teacher_block
         if block is None:
             raise ValueError('kind = "icfl_saddle" needs problem.data.source = "sign_pairs".')
         neuron_key, jitter_key = jax.random.split(key)
@@ -185,7 +184,7 @@ class Students:
     def __post_init__(self) -> None:
         _check(self.scale)
 
-    def draw(self, key: Array, particles: int, data: Data | Sample | None, dtype: Any) -> Particles:
+    def draw(self, key: Array, particles: int, data: Data | None, dtype: Any) -> Particles:
         """The start of one seed."""
         _, size = _sizes(data, "students")
         shape = {"hidden": self.hidden, "mean": self.mean, "scale": self.scale, "coupling": self.coupling}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,9 @@ from jaxtyping import Array
 from pwgf_jax.calculus import Functional, wasserstein_hessian
 from pwgf_jax.experiments import runner
 from pwgf_jax.experiments.certification import Certified, certify_run
+from pwgf_jax.experiments.config import Config
 from pwgf_jax.experiments.landscape import Found, Survey, cluster
-from pwgf_jax.experiments.reading import ConfigError, suggestion
-from pwgf_jax.experiments.schema import Config
+from pwgf_jax.experiments.messages import ConfigError, suggestion
 from pwgf_jax.measures import Particles, traceable
 from pwgf_jax.tridiagonal import decompose, flatten, ritz
 
@@ -43,9 +43,11 @@ def prepare(config: Config, arms: Sequence[str], starts: int | None, steps: int 
         ConfigError: if there is no such arm, a number is below one, or the config varies a key.
 
     Example:
-        >>> from pwgf_jax.experiments.config import Call, Method, Problem
-        >>> problem = Problem(Call("energy.py:F"), 100, Call("gaussian", {"dimension": 2}))
-        >>> config = prepare(Config("mine", 10, problem, {"static": Method("wgf", {"step_size": 0.1})}), [], 20, None)
+        >>> from pwgf_jax.experiments.config import parse
+        >>> start = {"kind": "gaussian", "dimension": 2}
+        >>> problem = {"functional": "energy.py:F", "particles": 9, "start": start}
+        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
+        >>> config = prepare(parse({"name": "a", "steps": 9, "problem": problem, "arms": arms}), [], 20, None)
         >>> config.seeds, config.problem.same_data
         (20, True)
     """
@@ -55,12 +57,12 @@ def prepare(config: Config, arms: Sequence[str], starts: int | None, steps: int 
     for arm in chosen:
         if arm not in config.arms:
             raise ConfigError(f'{config.file}: arms: it has no "{arm}"; {suggestion(arm, config.arms)}')
-    methods = {arm: config.arms[arm] if steps is None else replace(config.arms[arm], steps=None) for arm in chosen}
-    numbers = {"seeds": config.seeds if starts is None else starts, "steps": config.steps if steps is None else steps}
-    try:
-        return replace(config, problem=replace(config.problem, same_data=True), arms=methods, **numbers)
-    except ValueError as error:
-        raise ConfigError(f"{config.file}: {error}") from error
+    keys: dict[tuple[str, ...], Any] = {("seeds",): config.seeds if starts is None else starts}
+    if steps is not None:
+        keys |= {("steps",): steps} | {("arms", arm, "steps"): steps for arm in chosen}
+    if not config.problem.is_objective:
+        keys["problem", "same_data"] = True
+    return config.only(*chosen).changed(keys)
 
 
 def explore(
@@ -92,12 +94,14 @@ def explore(
         ConfigError: as running and certifying do, or if the tolerance is not positive.
 
     Example:
-        >>> from pwgf_jax.experiments.config import Call, Method, Problem
-        >>> problem = Problem(Call("no_such.py:F"), 4, Call("gaussian", {"dimension": 2}))
-        >>> explore(Config("mine", 1, problem, {"static": Method("wgf", {"step_size": 0.1})}), Path("no/such"))
+        >>> from pwgf_jax.experiments.config import parse
+        >>> start = {"kind": "gaussian", "dimension": 2}
+        >>> problem = {"functional": "no_such.py:F", "particles": 9, "start": start}
+        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
+        >>> explore(parse({"name": "a", "steps": 9, "problem": problem, "arms": arms}), Path("no/such"))
         Traceback (most recent call last):
         ...
-        pwgf_jax.experiments.reading.ConfigError: config: problem.functional: no_such.py: there is no such file.
+        pwgf_jax.experiments.messages.ConfigError: config: problem.functional: ...no_such.py: there is no such file.
     """
     for name, number in (("tolerance", tolerance), ("eps", eps), ("delta", delta)):
         if number is not None and not 0 < number < math.inf:

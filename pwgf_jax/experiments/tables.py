@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pwgf_jax.experiments.data import Data
-from pwgf_jax.experiments.reading import suggestion
+from pwgf_jax.experiments.messages import suggestion
+from pwgf_jax.experiments.sources import Data
 
 __all__ = ["Table", "digits", "read_table"]
 

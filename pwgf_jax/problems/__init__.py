@@ -1,4 +1,4 @@
-"""Test problems of finite dimension, with what closed forms say of their minima, saddles and spectra."""
+"""Test problems of finite dimension, with what closed forms say of their minima, saddles and spectra; and laws to meet."""
 
 from pwgf_jax.problems.base import CriticalPoint, Problem
 from pwgf_jax.problems.imbalanced import (
@@ -12,6 +12,7 @@ from pwgf_jax.problems.imbalanced import (
     predict,
     vector_scaling,
 )
+from pwgf_jax.problems.laws import Law, Normal, ThreeRings
 from pwgf_jax.problems.matrices import (
     asymmetric_factorization,
     deep_linear,
@@ -26,7 +27,10 @@ from pwgf_jax.problems.small import cubic, double_well, leading_eigenvector, qua
 __all__ = [
     "ClassExtremes",
     "CriticalPoint",
+    "Law",
+    "Normal",
     "Problem",
+    "ThreeRings",
     "asymmetric_factorization",
     "attention_pca",
     "class_balanced_weights",

@@ -249,7 +249,7 @@ def gradient_trigger(
         >>> gradient_trigger(eps=0.1, k_thres=0, f_thres=0.01)
         Traceback (most recent call last):
         ...
-        ValueError: gradient_trigger: k_thres=0; give a whole number of steps, 1 to 2147483645.
+        ValueError: gradient_trigger: k_thres=0; give a whole number of steps, 1 to 1073741824.
 
     References:
         Yamamoto, Kim, Suzuki, arXiv:2509.16974, Alg. 2.
@@ -295,7 +295,7 @@ def gradient_trigger(
     return Trigger(init, observe, should_perturb, jump, should_stop)
 
 
-_LONGEST = 2**31 - 3  # step counters are int32, and a window opens k_thres + 1 steps before the first
+_LONGEST = 2**30  # step counters are int32, and a window is added to one
 
 
 def certificate_trigger(

@@ -4,13 +4,14 @@ import io
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pwgf_jax import __version__
-from pwgf_jax.experiments import load, runner
+from pwgf_jax.experiments import build, load, runner
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.progress import Bar
 from pwgf_jax.solve import Progress
@@ -288,7 +289,8 @@ def test_list_names_everything_a_config_can_name(capsys):
         "  pwgf(step_size, eps, eta_p, k_thres, f_thres, sampler =",
         "  mmd(kernel, statistic =",
         "  three_rings(points, test_points = 0",
-        'In tables kernel = { kind = "...", ... }',
+        "Kernels (kind)",
+        "  cosine_decay_schedule(init_value, decay_steps",
     ):
         assert line in said
 
@@ -370,3 +372,34 @@ def test_the_usage_of_the_command(capsys):
     assert go("run") == 2
     assert go("ruin") == 2
     assert go("--help") == 0
+
+
+def test_list_says_all_there_is_to_know_of_one(capsys, refused):
+    assert go("list", "pwgf") == 0
+    said = capsys.readouterr().out
+    assert "pwgf (Flows): arms.NAME.flow" in said
+    assert "    k_thres: a whole number; required" in said
+    assert "    step_size: a number or a table that names an optax optimizer or schedule; required" in said
+    assert "arXiv:2509.16974, Alg. 2" in said
+    assert "pwfg: nothing has the name; allowed: " in refused("list", "pwfg")
+    assert "did you mean pwgf?" in refused("list", "pwfg")
+
+
+def test_new_writes_a_config_that_can_be_made(tmp_path, monkeypatch, refused, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert go("new", "mine") == 0
+    build(load("mine.toml"))
+    assert capsys.readouterr().out == "Wrote mine.toml\n"
+    assert "mine.toml: it is there already; give another name" in refused("new", "mine")
+    assert 'name: given "a/b" (a string); use letters' in refused("new", "a/b")
+
+
+def test_the_schema_takes_every_shipped_config_and_refuses_what_is_wrong(capsys):
+    jsonschema = pytest.importorskip("jsonschema")
+    assert go("schema") == 0
+    check = jsonschema.Draft202012Validator(json.loads(capsys.readouterr().out))
+    for path in CONFIGS.glob("*.toml"):
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        check.validate(document)
+        assert not check.is_valid(document | {"stepps": 1})
+        assert not check.is_valid(document | {"arms": {"a": {"flow": "wfg", "step_size": 1.0}}})

@@ -12,13 +12,13 @@ import pytest
 from pwgf_jax import Particles, functionals, problems, run
 from pwgf_jax.experiments import ConfigError, build, dump, load
 from pwgf_jax.experiments.batches import Setting
+from pwgf_jax.experiments.catalogue import OBJECTIVES as ENTRIES
 from pwgf_jax.experiments.certification import certify_run
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.config import parse, unfold
 from pwgf_jax.experiments.descents import DESCENTS
 from pwgf_jax.experiments.folder import Arm, open_run
 from pwgf_jax.experiments.objectives import OBJECTIVES
-from pwgf_jax.experiments.registry import OBJECTIVES as ENTRIES
 from pwgf_jax.experiments.summary import objectives
 from pwgf_jax.flows import descent
 from pwgf_jax.solve import Record
@@ -207,7 +207,7 @@ def test_an_objective_survives_being_written_and_read():
     assert parse(json.loads(json.dumps(tomled(config)))) == config
     assert [part.value for part in unfold(config)] == ["octopus", "cubic"]
     without = {key: value for key, value in document(vary=table).items() if key != "problem"}
-    assert parse(without).problem.functional.name == "octopus"  # the first stands for the rest
+    assert parse(without).problem.name == "octopus"  # the first stands for the rest
 
 
 def tomled(config):
@@ -235,7 +235,7 @@ def tomled(config):
         ({"problem": document()["problem"] | {"options": {"dimension": 0}}}, "problem.options: .*dimension"),
         (
             {"arms": {"a": {"k": 2}}},
-            "missing key arms.a.flow; .*; or, for an objective, arms.a.transform; allowed: sgd",
+            "missing key arms.a.flow; .*; or arms.a.transform; allowed: sgd",
         ),
         ({"arms": {"a": {"transform": "pdg"}}}, "arms.a.transform: .*; did you mean pgd"),
         ({"arms": {"a": {"transform": "sgd", "batch": 3}}}, "arms.a: batch = 3; the objective has 1 terms"),

@@ -12,13 +12,13 @@ from pwgf_jax.certificate import Verdict, certify
 from pwgf_jax.experiments import ConfigError, build, dump, load
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.config import parse
-from pwgf_jax.experiments.data import Data, SmallTeacher
 from pwgf_jax.experiments.heldout import Measured
-from pwgf_jax.experiments.samples import Normal, Sample, ThreeRings
+from pwgf_jax.experiments.sources import Data, SmallTeacher
 from pwgf_jax.experiments.starts import Antithetic, Gaussian, Students
 from pwgf_jax.functionals import entropy, functional, mmd, student_teacher
 from pwgf_jax.gram import gram_function
 from pwgf_jax.kernels import gaussian
+from pwgf_jax.problems import Normal, ThreeRings
 
 pytestmark = pytest.mark.slow
 
@@ -245,7 +245,7 @@ def test_the_student_of_a_config_has_the_gram_solver_and_a_validation_error(key)
 
 
 def test_starts_are_where_a_target_is_not(key):
-    target = Sample(jnp.ones((4, 3), jnp.float32))
+    target = Data(jnp.ones((4, 3), jnp.float32))
     points = Gaussian(scale=1e-3, mean=2.0).draw(key, 5, target, jnp.float32).points
     assert points.shape == (5, 3)
     np.testing.assert_allclose(points, 2.0, atol=0.01)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import itertools
 import math
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,26 +22,17 @@ from pwgf_jax import trees
 from pwgf_jax.calculus import Functional
 from pwgf_jax.contract import check_functional
 from pwgf_jax.experiments.batches import Setting
-from pwgf_jax.experiments.config import Call, Config, Method
-from pwgf_jax.experiments.data import Source
+from pwgf_jax.experiments.catalogue import SAMPLES, Method
+from pwgf_jax.experiments.catalogue import Problem as Spec
+from pwgf_jax.experiments.config import Config
 from pwgf_jax.experiments.descents import Descent
 from pwgf_jax.experiments.heldout import Measured
+from pwgf_jax.experiments.messages import ConfigError, Place, said, suggestion
 from pwgf_jax.experiments.objectives import Objective
-from pwgf_jax.experiments.reading import ConfigError, Place, make, parameters, read, suggestion
-from pwgf_jax.experiments.registry import (
-    FLOWS,
-    FUNCTIONALS,
-    NOISE,
-    OBJECTIVES,
-    OWN_DATA,
-    SAMPLES,
-    SOURCES,
-    STARTS,
-    TRANSFORMS,
-    WINDOW,
-    own_data,
-)
+from pwgf_jax.experiments.own import file_of, imported
+from pwgf_jax.experiments.reading import Call, Entry, read
 from pwgf_jax.experiments.sizes import check_fits, largest, size_of
+from pwgf_jax.experiments.sources import Data, Source
 from pwgf_jax.experiments.starts import Start
 from pwgf_jax.flows import Flow, FlowState, descent, minibatch, seeded
 from pwgf_jax.functionals import entropy, functional, potential
@@ -58,7 +45,7 @@ from pwgf_jax.solve import Record
 from pwgf_jax.theory import Constants
 from pwgf_jax.transforms import gradient_trigger
 
-__all__ = ["Experiment", "build", "build_objective", "flow_of"]
+__all__ = ["Experiment", "build", "flow_of"]
 
 _LARGEST = 256e6  # bytes that records of particles may take
 _KNOWN = 1000  # critical points that are looked at, and up to which a run says at which it ended
@@ -100,6 +87,19 @@ class Experiment:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A problem as all arms see it: key -> (functional, start), what transforms may know, and what is recorded."""
+
+    problem: Callable[[Array], tuple[Functional, Particles]]
+    stats: Callable[[Method], Any]
+    setting: Setting | None = None
+    descend: Callable[..., Flow] = seeded
+    points: int | None = None
+    target: Array | None = None
+    landmarks: dict[str, float] = field(default_factory=dict)
+
+
 def build(config: Config) -> Experiment:
     """Make what a config describes, and try it on one seed without running it.
 
@@ -119,27 +119,36 @@ def build(config: Config) -> Experiment:
         >>> build(parse({"name": "a", "steps": 1, "problem": problem, "arms": {"b": {"flow": "wgf", "step_size": 1}}}))
         Traceback (most recent call last):
         ...
-        pwgf_jax.experiments.reading.ConfigError: config: problem.functional: ...no_such.py: there is no such file.
+        pwgf_jax.experiments.messages.ConfigError: config: problem.functional: ...no_such.py: there is no such file.
     """
-    if config.problem.is_objective:
-        return build_objective(config)
     root = Place(config.file)
-    place = root / "problem"
-    spec = config.problem
-    dtype = jnp.dtype(config.dtype)
-    source = None
-    if spec.data is not None:
-        with _blamed(place / "data"):
-            source = _source(spec.data)
-    with _blamed(place / "start"):
-        start: Start = STARTS[spec.start.name].make(**spec.start.arguments)
-    with _blamed(place / "options"):
-        make_functional, options = _functional(config, place)
-    blame = _blamed if not spec.is_own else _all_blamed
     keys = _keys(config, root)
+    made = (_objective if config.problem.is_objective else _measure)(config, keys, root / "problem")
+    flows: dict[str, Flow] = {}
+    records: dict[str, Record] = {}
+    for arm, call in config.arms.items():
+        with _blamed(root / "arms" / arm):
+            spent = None
+            if call.key == "transform" and made.setting is not None:
+                method = call.make(setting=made.setting)
+                flows[arm], spent = made.descend(method.make), partial(_spent, method)
+            else:
+                flows[arm] = flow_of(call)
+            records[arm] = Record(config.record_every, made.stats(call), spent)
+    _try(flows, made.problem, keys, root / "arms")
+    facts: dict[str, Any] = {"landmarks": made.landmarks} if made.landmarks else {}
+    if made.setting is not None and made.setting.constants.dimension <= _DENSE:
+        facts["second_order"] = {name: getattr(made.setting.constants, name) for name in ("eps", "delta")}
+    return Experiment(made.problem, flows, keys, records, made.points, made.target, facts)
 
-    def confined(F: Functional) -> Functional:
-        return functional(F).confined(spec.confinement) if spec.confinement else F
+
+def _measure(config: Config, keys: Array, place: Place) -> _Made:
+    """A functional of data, or of none, and particles."""
+    spec, dtype = config.problem, jnp.dtype(config.dtype)
+    source = None if spec.data is None else _source(spec.data, place / "data", keys[0], dtype)
+    start = _start(spec.start, place / "start")
+    make = _functional(spec, place)
+    blame = _all_blamed if spec.is_own else _blamed
 
     def problem(key: Array) -> tuple[Functional, Particles]:
         data_key, start_key = jax.random.split(key)
@@ -151,157 +160,97 @@ def build(config: Config) -> Experiment:
                 data = source.draw(data_key, dtype)
         with _blamed(place / "start"):
             mu0 = start.draw(start_key, spec.particles, data, dtype)
-        if source is None or data is None:
-            return confined(make_functional), mu0
         with blame(place / ("functional" if spec.is_own else "options")):
-            F = confined(make_functional(*data.arguments, **options))
-            if data.test_arguments is not None:
-                test = make_functional(*data.test_arguments, **options)
-                F = Measured.on(F, test, data.test_arguments, source.classes)
+            F = make(*(() if data is None else data.arguments))
+            F = functional(F).confined(spec.confinement) if spec.confinement else F
+            if source is not None and data is not None and data.test_arguments is not None:
+                F = Measured.on(F, make(*data.test_arguments), data.test_arguments, source.classes)
         return F, mu0
-
-    known, spent = _known(spec, keys[0], problem), {}
-    flows = {}
-    for arm, call in config.arms.items():
-        with _blamed(root / "arms" / arm):
-            if call.kind == "transform" and known is not None:
-                method = _transform(call, known)
-                flows[arm], spent[arm] = seeded(method.make), partial(_spent, method)
-            else:
-                flows[arm] = flow_of(call)
-
-    def value(key: Array) -> Any:
-        F, mu0 = problem(key)
-        with blame(place / "functional"):
-            return F(mu0)
 
     drawn = (lambda key: source.draw(key, dtype).arguments) if source is not None else lambda key: ()
     with _blamed(place / "data"):
         data = jax.eval_shape(drawn, keys[0])
         check_fits(config.seeds * size_of(data), f"the data of {config.seeds} seeds", "give fewer points, or seeds.")
     with _blamed(place / "particles"):
-        held = size_of(jax.eval_shape(lambda key: problem(key)[1], keys[0]))
-        check_fits(config.seeds * held, f"the particles of {config.seeds} seeds", "give fewer, or fewer seeds.")
-    jax.eval_shape(value, keys[0])
-    if spec.is_own:
-        F, mu0 = problem(keys[0])
-        with _all_blamed(place / "functional"):
-            check_functional(F, mu0, spec.functional.name.rpartition(":")[2])
+        mu0 = jax.eval_shape(lambda key: problem(key)[1], keys[0])
+        check_fits(config.seeds * size_of(mu0), f"the particles of {config.seeds} seeds", "give fewer, or fewer seeds.")
+    _check_value(spec, problem, keys[0], place / "functional")
+    _check_neighbours(config)
+    if config.snapshots:
+        _check_snapshots(config, mu0.points)
+    setting = None
+    if spec.constants is not None:  # the particles as parameters
+        as_parameters = Problem(lambda points: jnp.zeros(()), lambda key: mu0.points, (), None)
+        setting = Setting(as_parameters, Constants(**spec.constants.arguments, dimension=trees.size(mu0.points)))
+    dense = setting is not None and setting.constants.dimension <= _DENSE
+    stats = partial(_stats, source is not None and source.held_out > 0, bool(config.snapshots), dense)
+    if source is None:
+        return _Made(problem, stats, setting)
+    target = jax.jit(drawn)(jax.random.split(keys[0])[0])[0] if len(data) == 1 else None
+    return _Made(problem, stats, setting, points=data[0].shape[0], target=target)
 
-    _try(flows, problem, keys, root / "arms")
+
+def _check_value(spec: Spec, problem: Callable[[Array], Any], key: Array, place: Place) -> None:
+    """The functional has a value at its start, and one of the user's keeps the contract of functionals."""
+
+    def value(key: Array) -> Any:
+        F, mu0 = problem(key)
+        with (_all_blamed if spec.is_own else _blamed)(place):
+            return F(mu0)
+
+    jax.eval_shape(value, key)
+    if spec.is_own:
+        F, mu0 = problem(key)
+        with _all_blamed(place):
+            check_functional(F, mu0, spec.name.rpartition(":")[2])
+
+
+def _check_neighbours(config: Config) -> None:
+    particles = config.problem.particles
     for arm, call in config.arms.items():
-        if isinstance(call.arguments.get("temperature"), float) and spec.particles <= NEIGHBOUR:
-            raise (place / "particles").error(
-                f"given {spec.particles}; arms.{arm} has a temperature, and the entropy of its free energy is "
+        if isinstance(call.arguments.get("temperature"), float) and particles <= NEIGHBOUR:
+            raise (Place(config.file) / "problem" / "particles").error(
+                f"given {particles}; arms.{arm} has a temperature, and the entropy of its free energy is "
                 f"estimated from {NEIGHBOUR} neighbours of each particle: give at least {NEIGHBOUR + 1}."
             )
-    tested = source is not None and source.held_out > 0
-    if config.snapshots:
-        _check_snapshots(config, jax.eval_shape(lambda key: problem(key)[1].points, keys[0]))
-    dense = known is not None and known.constants.dimension <= _DENSE
-    records = {
-        arm: Record(config.record_every, _stats(tested, call, bool(config.snapshots), dense), spent.get(arm))
-        for arm, call in config.arms.items()
-    }
-    facts = _second_order(known) if known is not None and dense else {}
-    if source is None:
-        return Experiment(problem, flows, keys, records, None, None, facts)
-    target = None
-    if spec.data is not None and spec.data.name in SAMPLES:
-        target = jax.jit(drawn)(jax.random.split(keys[0])[0])[0]
-    return Experiment(problem, flows, keys, records, data[0].shape[0], target, facts)
 
 
-def build_objective(config: Config) -> Experiment:
-    """The same for an objective of finitely many parameters: one particle, and optax methods beside the flows.
-
-    Args:
-        config: the config.
-
-    Returns:
-        The experiment. Records have what the objective measures, the least curvature where a dense Hessian is small,
-        and what the methods spent.
-
-    Raises:
-        ConfigError: if anything cannot be made.
-
-    Example:
-        >>> from pwgf_jax.experiments.config import parse
-        >>> constants = {"smoothness": 2.0, "hessian_lipschitz": 6.0, "eps": 1e-3, "delta": 0.1}
-        >>> table = {"objective": "double_well", "options": {"dimension": 3}, "constants": constants}
-        >>> config = parse({"name": "a", "steps": 1, "problem": table, "arms": {"pgd": {"transform": "pgd"}}})
-        >>> build_objective(config).facts["landmarks"]
-        {'well': -0.25, 'origin': 0.0}
-    """
-    root, spec = Place(config.file), config.problem
-    keys = _keys(config, root)
-    with _blamed(root / "problem" / "options"), np.errstate(all="ignore"):
-        made = OBJECTIVES[spec.functional.name].make(
-            jax.random.split(keys[0])[0], jnp.dtype(config.dtype), **spec.functional.arguments
-        )
+def _objective(config: Config, keys: Array, place: Place) -> _Made:
+    """A function of finitely many parameters: one particle, and optax methods beside the flows."""
+    spec, dtype = config.problem, jnp.dtype(config.dtype)
+    own = _own(spec, spec.options, 2, place / "options") if spec.is_own else None
+    with _blamed(place / "options"), np.errstate(all="ignore"):
+        key = jax.random.split(keys[0])[0]
+        made = own(key, dtype) if own else spec.entry.make(key, dtype, **spec.options.made())
     whole = made if isinstance(made, Objective) else Objective(made)
-    objective = whole.problem
-    setting = Setting.of(objective, whole.later, **(spec.constants or {}))
-    points = itertools.chain([objective.minimum], objective.local_minima, objective.saddles)
+    if not isinstance(whole.problem, Problem):
+        raise (place / "objective").error(f"it makes a {type(made).__name__}; give a pwgf_jax.problems.Problem.")
+    setting = Setting.of(whole.problem, whole.later, **spec.constants.arguments)
+    points = itertools.chain([whole.problem.minimum], whole.problem.local_minima, whole.problem.saddles)
     known = [each for each in itertools.islice(points, _KNOWN + 1) if each is not None]
     for each in known:
         if not math.isfinite(each.value):
-            raise (root / "problem" / "options").error(
+            raise (place / "options").error(
                 f'the critical point "{each.name}" has the value {each.value}; a number is too large or too small.'
             )
-    with _blamed(root / "problem" / "start"):
-        begin = _start(objective, known, **spec.start.arguments)
-    F = potential(objective.value)
+    with _blamed(place / "start"):
+        begin = whole.problem.init if spec.start is None else _near(known, spec.start.at, spec.start.scale)
+    F = potential(whole.problem.value)
     terms = {"components": setting.components, "grad_fn": jax.grad(lambda x, i: jnp.mean(setting.components(x, i)))}
 
     def problem(key: Array) -> tuple[Functional, Particles]:
         x = begin(jax.random.split(key)[1])
         return F, Particles.uniform(jax.tree.map(lambda leaf: leaf[None], x))
 
-    flows: dict[str, Flow] = {}
-    records: dict[str, Record] = {}
     dense = setting.constants.dimension <= _DENSE
     stats = partial(_at_point, whole, dense) if dense or whole.stats is not None else None
-    for arm, call in config.arms.items():
-        with _blamed(root / "arms" / arm):
-            if call.kind == "flow":
-                flows[arm], records[arm] = flow_of(call), Record(config.record_every, stats)
-                continue
-            method = _transform(call, setting)
-            flows[arm] = descent(method.make, **terms)
-            records[arm] = Record(config.record_every, stats, partial(_spent, method))
-    _try(flows, problem, keys, root / "arms")
-    facts: dict[str, Any] = {}
-    if 0 < len(known) <= _KNOWN:  # of too many, none: where a run ends would be named after the wrong one
-        facts["landmarks"] = {each.name: float(each.value) for each in known}
-    if dense:
-        facts |= _second_order(setting)
-    return Experiment(problem, flows, keys, records, None, None, facts)
+    # Of too many critical points, none: where a run ends would be named after the wrong one.
+    landmarks = {each.name: float(each.value) for each in known} if len(known) <= _KNOWN else {}
+    return _Made(problem, lambda call: stats, setting, partial(descent, **terms), landmarks=landmarks)
 
 
-def _known(spec: Any, key: Array, problem: Callable[[Array], Any]) -> Setting | None:
-    """What transforms may know of a functional of measures, its particles as parameters; None where nothing is said."""
-    if spec.constants is None:
-        return None
-    points = jax.eval_shape(lambda key: problem(key)[1].points, key)
-    as_parameters = Problem(lambda points: jnp.zeros(()), lambda key: points, (), None)
-    return Setting(as_parameters, Constants(**spec.constants, dimension=trees.size(points)))
-
-
-def _second_order(setting: Setting) -> dict[str, Any]:
-    return {"second_order": {"eps": setting.constants.eps, "delta": setting.constants.delta}}
-
-
-def _transform(call: Method, setting: Setting) -> Descent:
-    return TRANSFORMS[call.name].make(setting, **{name: make(name, value) for name, value in call.arguments.items()})
-
-
-def _start(
-    objective: Problem, known: list[CriticalPoint], at: str | None = None, scale: float = 0.0
-) -> Callable[[Array], Any]:
-    """Where runs start: the objective's own law, or about a critical point."""
-    if at is None:
-        return objective.init
+def _near(known: list[CriticalPoint], at: str, scale: float) -> Callable[[Array], Any]:
+    """Starts about a critical point."""
     if scale < 0:
         raise ValueError(f"scale = {scale}; give a non-negative number.")
     points = {each.name: each.point for each in known}
@@ -314,21 +263,24 @@ def flow_of(call: Method) -> Flow:
     """The flow that an arm of a config names: of its numbers, its noise and trigger, and the size of its batches.
 
     Example:
-        >>> flow_of(Method("wgf", {"step_size": 0.1}))
+        >>> from pwgf_jax.experiments.catalogue import method
+        >>> flow_of(method(flow="wgf", step_size=0.1))
         wgf(step_size=0.1)
     """
-    if call.kind == "transform":
+    if call.key == "transform":
         raise ValueError(
             f'transform = "{call.name}" asks what is known of the problem: give problem.constants (smoothness, '
             "hessian_lipschitz, eps, delta), or name a flow."
         )
-    arguments = {name: make(name, value) for name, value in call.arguments.items()}
+    arguments = call.made()
     size, jumps = arguments.pop("batch_size", None), arguments.pop("perturbation", None)
     if jumps is not None:
-        arguments["perturbation"] = hessian_noise(**{name: jumps[name] for name in NOISE.keys() & jumps.keys()})
-        if window := {name: jumps[name] for name in WINDOW.keys() & jumps.keys()}:
+        given = jumps.arguments
+        window = {name: given.pop(name) for name in inspect.signature(gradient_trigger).parameters if name in given}
+        arguments["perturbation"] = hessian_noise(**given)
+        if window:
             arguments["trigger"] = gradient_trigger(**window)
-    method = FLOWS[call.name].make(**arguments)
+    method = call.entry.make(**arguments)
     return method if size is None else minibatch(method, size)
 
 
@@ -383,9 +335,7 @@ def _least_curvature(F: Functional, mu: Particles) -> Array:
     return jnp.linalg.eigvalsh(jax.hessian(lambda flat: of_y(unravel(flat)))(y))[0]
 
 
-def _stats(
-    tested: bool, arm: Call, pictured: bool, dense: bool
-) -> Callable[[Functional, Particles], dict[str, Array]] | None:
+def _stats(tested: bool, pictured: bool, dense: bool, arm: Method) -> Any:
     """What is recorded beside the flow's own value.
 
     On held-out data; on all data where the flow sees a batch; what a flow at a constant temperature descends; and the
@@ -431,10 +381,7 @@ def _blamed(place: Place, kinds: tuple[type[Exception], ...] = _REFUSALS) -> Ite
     except ConfigError:
         raise
     except kinds as error:
-        sentence = str(error).partition("\n")[0] or type(error).__name__
-        if isinstance(error, OverflowError):
-            sentence = f"a number is too large to compute with, or what follows from it ({sentence})."
-        raise place.error(sentence) from error
+        raise place.error(said(error)) from error
 
 
 def _all_blamed(place: Place) -> AbstractContextManager[None]:
@@ -442,56 +389,78 @@ def _all_blamed(place: Place) -> AbstractContextManager[None]:
     return _blamed(place, (Exception,))
 
 
-def _source(call: Call) -> Source:
-    if own_data(call.name):
-        return OWN_DATA.make(call.name, **call.arguments)
-    return (SOURCES | SAMPLES)[call.name].make(**call.arguments)
+def _own(call: Call, options: Any, count: int, place: Place) -> Callable[..., Any]:
+    """A function of the user's with its options bound; the first ``count`` of its parameters are ours to give.
+
+    Args:
+        call: the table that names it.
+        options: what the table gives.
+        count: see above.
+        place: of the options.
+    """
+    whole = place.key.removesuffix(".options")
+    function = imported(call.name, Place(place.file, whole) / call.key)
+    parameters = inspect.signature(function).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        return partial(function, **options)
+    with _all_blamed(place):
+        table = Entry(function, tuple(parameters)[:count]).options("Own")
+    return partial(function, **read(table, options, place).made())
 
 
-def _functional(config: Config, place: Place) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """What makes the functional of data, or without data the functional itself; and its options."""
-    spec = config.problem
-    options = spec.functional.arguments
+class _OwnSource:
+    """A source of the user's: (key, dtype) -> points of a target, inputs and targets, or :class:`.Data`."""
+
+    classes: ClassVar[bool] = False
+
+    def __init__(self, function: Callable[..., Any], place: Place, key: Array, dtype: Any) -> None:
+        self._function, self._place = function, place
+        tests = jax.eval_shape(lambda: self.draw(key, dtype)).test_inputs
+        self.held_out = 0 if tests is None else tests.shape[0]
+
+    def draw(self, key: Array, dtype: Any) -> Data:
+        with _all_blamed(self._place):
+            drawn = self._function(key, dtype)
+            if isinstance(drawn, Data):
+                return drawn
+            return Data(*(jnp.asarray(each, dtype) for each in (drawn if isinstance(drawn, tuple) else (drawn,))))
+
+
+class _OwnStart:
+    """A start of the user's: (key, particles, data, dtype) -> points, an array or a pytree of arrays, or Particles."""
+
+    def __init__(self, function: Callable[..., Any], place: Place) -> None:
+        self._function, self._place = function, place
+
+    def draw(self, key: Array, particles: int, data: Data | None, dtype: Any) -> Particles:
+        with _all_blamed(self._place):
+            drawn = self._function(key, particles, data, dtype)
+            return drawn if isinstance(drawn, Particles) else Particles.uniform(drawn)
+
+
+def _source(call: Call, place: Place, key: Array, dtype: Any) -> Source:
+    if call.entry.own:
+        return _OwnSource(_own(call, call.arguments, 2, place), place, key, dtype)
+    with _blamed(place):
+        return call.make(path=call.name) if file_of(call.name) else call.make()
+
+
+def _start(call: Call, place: Place) -> Start:
+    if call.entry.own:
+        return _OwnStart(_own(call, call.arguments, 4, place), place)
+    with _blamed(place):
+        return call.make()
+
+
+def _functional(spec: Spec, place: Place) -> Callable[..., Functional]:
+    """What makes the functional of data; without data, of nothing."""
     if not spec.is_own:
-        return FUNCTIONALS[spec.functional.name].make, {name: make(name, value) for name, value in options.items()}
-    function = _imported(spec.functional.name, place / "functional")
-    if spec.data is None:
-        if options:
-            raise (place / "options").error("without problem.data the functional is F(mu), which takes no options.")
-        return function, {}
-    signature = inspect.signature(function)
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
-        return function, options
-    with _all_blamed(place / "functional"):
-        data = 1 if spec.data.name in SAMPLES else 2
-        allowed = parameters(function, without=list(signature.parameters)[:data])
-    return function, read(options, allowed, place / "options")
-
-
-def _imported(reference: str, place: Place) -> Callable[..., Any]:
-    """The function ``path/to/file.py:name``; its file may import its neighbours, as they are now."""
-    file, _, name = reference.rpartition(":")
-    path = Path(file)
-    if not path.is_file():
-        raise place.error(f"{file}: there is no such file.")
-    spec = importlib.util.spec_from_file_location(f"_pwgf_own_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise place.error(f"{file}: not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))
-    importlib.invalidate_caches()
-    before = set(sys.modules)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise place.error(f"{file} does not import: {type(error).__name__}: {error}.") from error
-    finally:
-        sys.path.remove(str(path.parent))
-        # Kept, a neighbour would serve the next run as it is now, or a file of another folder that imports its name.
-        for each in set(sys.modules) - before:
-            if (getattr(sys.modules[each], "__file__", None) or "").startswith(f"{path.parent}{os.sep}"):
-                del sys.modules[each]
-    offered = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    if not callable(getattr(module, name, None)):
-        raise place.error(f'{file} has no function "{name}"; {suggestion(name, offered)}')
-    return getattr(module, name)
+        with _blamed(place / "options"):
+            return partial(spec.entry.make, **spec.options.made())
+    if spec.data is not None:
+        samples = spec.data.name in SAMPLES
+        return _own(spec, spec.options, 1 if samples else 2, place / "options")
+    if spec.options:
+        raise (place / "options").error("without problem.data the functional is F(mu), which takes no options.")
+    function = imported(spec.name, place / "functional")
+    return lambda: function

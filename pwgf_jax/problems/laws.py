@@ -3,35 +3,15 @@ r"""Laws in the plane or beyond to be approximated: each has samples for an MMD,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-__all__ = ["Law", "Normal", "Sample", "Sampled", "ThreeRings", "gaussian", "three_rings"]
+from pwgf_jax import arguments
 
-
-class Sample(NamedTuple):
-    """One seed's sample of the target.
-
-    Args:
-        points: shape (M, d).
-        test_points: fresh ones of the same law; None without.
-    """
-
-    points: Float[Array, "m d"]
-    test_points: Float[Array, "t d"] | None = None
-
-    @property
-    def arguments(self) -> tuple[Array, ...]:
-        """What a functional is made of."""
-        return (self.points,)
-
-    @property
-    def test_arguments(self) -> tuple[Array, ...] | None:
-        """The same of the fresh ones."""
-        return None if self.test_points is None else (self.test_points,)
+__all__ = ["Law", "Normal", "ThreeRings"]
 
 
 @runtime_checkable
@@ -70,7 +50,8 @@ class Normal:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _positive(dimension=self.dimension, scale=self.scale)
+        arguments.whole("Normal: dimension", self.dimension)
+        arguments.positive("Normal: scale", float(self.scale))
 
     def sample(self, key: Array, count: int, dtype: Any) -> Array:
         """Independent points."""
@@ -106,9 +87,9 @@ class ThreeRings:
     width: float = 0.1
 
     def __post_init__(self) -> None:
-        _positive(radius=self.radius, width=self.width)
+        arguments.all_positive("ThreeRings", radius=float(self.radius), width=float(self.width))
         if self.width > self.radius / 2:
-            raise ValueError(f"width = {self.width}; give at most half of the radius, {self.radius / 2}.")
+            raise ValueError(f"ThreeRings: width={self.width}; give at most half of the radius, {self.radius / 2}.")
 
     def centres(self, dtype: Any) -> Array:
         """The centres, 2.5 radii apart."""
@@ -134,106 +115,9 @@ class ThreeRings:
         return -jax.nn.logsumexp(-(((distances - self.radius) / self.width) ** 2) / 2)
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """A law as a source of data.
-
-    Args:
-        law: the target.
-        points: M, how many a gradient sees.
-        test_points: how many fresh ones there are to compare with.
-
-    Raises:
-        ValueError: if there are no points.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> Sampled(Normal(), 8, 4).draw(jax.random.key(0), jnp.float32).test_points.shape
-        (4, 2)
-    """
-
-    law: Law
-    points: int
-    test_points: int = 0
-
-    def __post_init__(self) -> None:
-        _positive(points=self.points)
-        if self.test_points < 0:
-            raise ValueError(f"test_points = {self.test_points}; give 0 or more.")
-
-    @property
-    def classes(self) -> bool:
-        """There are no classes."""
-        return False
-
-    @property
-    def held_out(self) -> int:
-        """How many points are for testing."""
-        return self.test_points
-
-    def draw(self, key: Array, dtype: Any) -> Sample:
-        """The sample of one seed."""
-        points_key, test_key = jax.random.split(key)
-        points = self.law.sample(points_key, self.points, dtype)
-        return Sample(points, self.law.sample(test_key, self.test_points, dtype) if self.test_points else None)
-
-
-def gaussian(
-    points: int, *, test_points: int = 0, dimension: int = 2, mean: float = 0.0, scale: float = 1.0
-) -> Sampled:
-    """A sample of the Gaussian law N(mean, scale² I).
-
-    Args:
-        points: how many a gradient sees.
-        test_points: how many fresh ones there are to compare with.
-        dimension: of a point.
-        mean: of every coordinate.
-        scale: standard deviation of every coordinate.
-
-    Returns:
-        The source.
-
-    Raises:
-        ValueError: if a number is out of range.
-
-    Example:
-        >>> gaussian(100, scale=2.0).law
-        Normal(dimension=2, mean=0.0, scale=2.0)
-    """
-    return Sampled(Normal(dimension, mean, scale), points, test_points)
-
-
-def three_rings(points: int, *, test_points: int = 0, radius: float = 1.0, width: float = 0.1) -> Sampled:
-    """A sample of three rings in the plane.
-
-    Args:
-        points: how many a gradient sees.
-        test_points: how many fresh ones there are to compare with.
-        radius: of a ring.
-        width: standard deviation across a ring.
-
-    Returns:
-        The source.
-
-    Raises:
-        ValueError: if a number is out of range.
-
-    Example:
-        >>> three_rings(100, test_points=50).held_out
-        50
-    """
-    return Sampled(ThreeRings(radius, width), points, test_points)
-
-
 def _check_point(law: str, x: Any, dimension: int | None) -> None:
     shape = getattr(x, "shape", None)
     if shape is None or len(shape) != 1 or dimension not in (None, shape[0]):
         given = f"a point of shape {shape}" if shape is not None else "a particle that is a network or the like"
         wanted = "points (d,)" if dimension is None else f"points ({dimension},)"
         raise ValueError(f"{law}: given {given}; this energy is of {wanted}.")
-
-
-def _positive(**numbers: int | float) -> None:
-    for name, number in numbers.items():
-        if not number > 0:
-            raise ValueError(f"{name} = {number}; give a positive number.")

@@ -1,34 +1,43 @@
-r"""Data that a teacher makes, and what every source of data offers: it draws with a seed's key."""
+r"""Where data come from, and what every source of data offers: it draws with a seed's key."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pwgf_jax.experiments.reading import suggestion
-from pwgf_jax.experiments.samples import Sample
+from pwgf_jax.experiments.messages import suggestion
 from pwgf_jax.functionals import ACTIVATIONS, small_networks, student_teacher
+from pwgf_jax.problems import Law, Normal, ThreeRings
 
-__all__ = ["Data", "SignPairs", "SmallTeacher", "Source", "Teacher"]
+__all__ = [
+    "Data",
+    "Sampled",
+    "SignPairs",
+    "SmallTeacher",
+    "Source",
+    "Teacher",
+    "gaussian",
+    "three_rings",
+]
 
 
 class Data(NamedTuple):
     """One seed's data.
 
     Args:
-        inputs: shape (M, l).
-        targets: shape (M, k).
+        inputs: shape (M, l); of a target's sample its points (M, d).
+        targets: shape (M, k); None of a target's sample.
         test_inputs: held out; None without a test split.
         test_targets: likewise.
         teacher_block: how many inputs, the first ones, the targets depend on; None where all may matter.
     """
 
     inputs: Float[Array, "m l"]
-    targets: Float[Array, "m k"]
+    targets: Float[Array, "m k"] | None = None
     test_inputs: Float[Array, "t l"] | None = None
     test_targets: Float[Array, "t k"] | None = None
     teacher_block: int | None = None
@@ -36,14 +45,14 @@ class Data(NamedTuple):
     @property
     def arguments(self) -> tuple[Array, ...]:
         """What a functional is made of."""
-        return self.inputs, self.targets
+        return (self.inputs,) if self.targets is None else (self.inputs, self.targets)
 
     @property
     def test_arguments(self) -> tuple[Array, ...] | None:
         """The same of what is held out."""
-        if self.test_inputs is None or self.test_targets is None:
+        if self.test_inputs is None:
             return None
-        return self.test_inputs, self.test_targets
+        return (self.test_inputs,) if self.test_targets is None else (self.test_inputs, self.test_targets)
 
 
 @runtime_checkable
@@ -60,7 +69,7 @@ class Source(Protocol):
         """How many points are for testing."""
         ...
 
-    def draw(self, key: Array, dtype: Any) -> Data | Sample:
+    def draw(self, key: Array, dtype: Any) -> Data:
         """The data of one seed; traced by jax."""
         ...
 
@@ -108,20 +117,13 @@ class Teacher:
     teacher_neurons: int = 50
     activation: str = "tanh"
 
+    classes: ClassVar[bool] = False
+    held_out: ClassVar[int] = 0
+
     def __post_init__(self) -> None:
         _positive(points=self.points, inputs=self.inputs, outputs=self.outputs, teacher_neurons=self.teacher_neurons)
         if self.activation not in ACTIVATIONS:
             raise ValueError(f'activation: given "{self.activation}"; {suggestion(self.activation, ACTIVATIONS)}')
-
-    @property
-    def classes(self) -> bool:
-        """Targets are real numbers."""
-        return False
-
-    @property
-    def held_out(self) -> int:
-        """All points are for training."""
-        return 0
 
     def draw(self, key: Array, dtype: Any) -> Data:
         """The data of one seed."""
@@ -203,17 +205,13 @@ class SmallTeacher:
     width: float = 2.0
     test_points: int = 0
 
+    classes: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         _positive(points=self.points, inputs=self.inputs, hidden=self.hidden)
-        if self.test_points < 0:
-            raise ValueError(f"test_points = {self.test_points}; give 0 or more.")
+        _check_test_points(self.test_points)
         if not self.width > 0:
             raise ValueError(f"width = {self.width}; give a positive number.")
-
-    @property
-    def classes(self) -> bool:
-        """Targets are real numbers."""
-        return False
 
     @property
     def held_out(self) -> int:
@@ -228,6 +226,97 @@ class SmallTeacher:
         teacher = small_networks(teacher_key, 1, self.inputs, hidden=self.hidden, dtype=dtype)
         y = student_teacher(z, jnp.zeros_like(z[:, :1]), width=self.width).outputs(teacher, z)
         count = self.points
-        if not self.test_points:
-            return Data(z, y)
-        return Data(z[:count], y[:count], z[count:], y[count:])
+        return Data(z[:count], y[:count], z[count:], y[count:]) if self.test_points else Data(z, y)
+
+
+def _check_test_points(count: int) -> None:
+    if count < 0:
+        raise ValueError(f"test_points = {count}; give 0 or more.")
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A sample of a law that is to be met.
+
+    Args:
+        law: the target.
+        points: M, how many a gradient sees.
+        test_points: how many fresh ones there are to compare with.
+
+    Raises:
+        ValueError: if there are no points.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> Sampled(Normal(), 8, 4).draw(jax.random.key(0), jnp.float32).test_inputs.shape
+        (4, 2)
+    """
+
+    law: Law
+    points: int
+    test_points: int = 0
+
+    classes: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _positive(points=self.points)
+        _check_test_points(self.test_points)
+
+    @property
+    def held_out(self) -> int:
+        """How many points are for testing."""
+        return self.test_points
+
+    def draw(self, key: Array, dtype: Any) -> Data:
+        """The sample of one seed."""
+        points_key, test_key = jax.random.split(key)
+        points = self.law.sample(points_key, self.points, dtype)
+        tests = self.law.sample(test_key, self.test_points, dtype) if self.test_points else None
+        return Data(points, test_inputs=tests)
+
+
+def gaussian(
+    points: int, *, test_points: int = 0, dimension: int = 2, mean: float = 0.0, scale: float = 1.0
+) -> Sampled:
+    """A sample of the Gaussian law N(mean, scale² I).
+
+    Args:
+        points: how many a gradient sees.
+        test_points: how many fresh ones there are to compare with.
+        dimension: of a point.
+        mean: of every coordinate.
+        scale: standard deviation of every coordinate.
+
+    Returns:
+        The source.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> gaussian(100, scale=2.0).law
+        Normal(dimension=2, mean=0.0, scale=2.0)
+    """
+    return Sampled(Normal(dimension, mean, scale), points, test_points)
+
+
+def three_rings(points: int, *, test_points: int = 0, radius: float = 1.0, width: float = 0.1) -> Sampled:
+    """A sample of three rings in the plane.
+
+    Args:
+        points: how many a gradient sees.
+        test_points: how many fresh ones there are to compare with.
+        radius: of a ring.
+        width: standard deviation across a ring.
+
+    Returns:
+        The source.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> three_rings(100, test_points=50).held_out
+        50
+    """
+    return Sampled(ThreeRings(radius, width), points, test_points)
