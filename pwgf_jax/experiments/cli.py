@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import get_args
 
 from pwgf_jax import __version__
-from pwgf_jax.experiments import certification, landscape, plots, runner, summary, survey
+from pwgf_jax.experiments import runner
 from pwgf_jax.experiments.config import Config, load
 from pwgf_jax.experiments.folder import Arm, RunFolder, open_run, refuse_taken
 from pwgf_jax.experiments.progress import say
@@ -33,6 +33,7 @@ from pwgf_jax.experiments.registry import (
     TRANSFORMS,
     Entry,
 )
+from pwgf_jax.experiments.report import certificates, figures, landscape, survey, tables
 
 __all__ = ["main"]
 
@@ -134,7 +135,9 @@ def _parser() -> argparse.ArgumentParser:
     plot = command("plot", _plot, "draw the figure and write the summary of a run again")
     plot.add_argument("folder", type=Path, help="the run folder")
     plot.add_argument(
-        "--x", choices=get_args(plots.Axis), help="draw the curves against this, into figure-X; steps into figure else"
+        "--x",
+        choices=get_args(figures.Axis),
+        help="draw the curves against this, into figure-X; steps into figure else",
     )
 
     certify = command("certify", _certify, "certify what the seeds of a run ended in: second-order point or saddle")
@@ -224,27 +227,27 @@ def _plot(options: argparse.Namespace, command: str) -> None:
     _say_written(_draw(folder, options.x))
 
 
-def _draw(folder: RunFolder, x: plots.Axis | None = None) -> list[Path]:
+def _draw(folder: RunFolder, x: figures.Axis | None = None) -> list[Path]:
     """The figure of a run: its curves, or what a varied key does if there is one and no axis is asked for."""
     arms = folder.arms()
     if x is not None:
-        return plots.draw(arms, folder.path / f"figure-{x}", x)
+        return figures.draw(arms, folder.path / f"figure-{x}", x)
     if all({"varied", "second_order"} <= set(arm.info) for arm in arms.values()):
-        files = plots.draw_profile(arms, folder.path / "figure")
+        files = figures.draw_profile(arms, folder.path / "figure")
         for i, turn in enumerate(dict.fromkeys(arm.info["varied"]["value"] for arm in arms.values())):
             own = {a.info["varied"]["arm"]: a for a in arms.values() if a.info["varied"]["value"] == turn}
             plain = re.fullmatch(r"[\w+-][\w.+-]*", str(turn))  # a folder from elsewhere may say ../x
-            files += plots.draw(own, folder.path / f"figure-{turn if plain else i}")
+            files += figures.draw(own, folder.path / f"figure-{turn if plain else i}")
         return files
-    files = (plots.draw_varied if summary.varied(arms) else plots.draw)(arms, folder.path / "figure")
+    files = (figures.draw_varied if tables.varied(arms) else figures.draw)(arms, folder.path / "figure")
     if snapshots := folder.snapshots():
-        files += plots.draw_snapshots(snapshots, folder.path / "particles")
+        files += figures.draw_snapshots(snapshots, folder.path / "particles")
     return files
 
 
 def _certify(options: argparse.Namespace, command: str) -> None:
     folder = open_run(options.folder)
-    certified = certification.certify_run(
+    certified = certificates.certify_run(
         folder,
         arm=options.arm,
         eps=options.eps,
@@ -252,7 +255,7 @@ def _certify(options: argparse.Namespace, command: str) -> None:
         seeds=options.seeds,
         trust=_trusted(options),
     )
-    text = certification.report(certified)
+    text = certificates.report(certified)
     folder.write_text("certificates.md", f"# Certificates of {folder.info['name']}\n\n{text}\n\nMade by `{command}`.\n")
     folder.write_text("certificates.json", json.dumps([each.plain() for each in certified], indent=2) + "\n")
     print(text)
@@ -280,10 +283,10 @@ def _report(folder: RunFolder) -> None:
     arms = folder.arms()
     _write_summary(folder)
     if len(arms) <= _WIDE:
-        print(summary.table(_transposed(summary.overview(arms))))
-    for rows in summary.extras(folder):
-        print(summary.table(_transposed(rows) if len(rows) <= _WIDE else rows))
-    for note in summary.notes(arms):
+        print(tables.table(_transposed(tables.overview(arms))))
+    for rows in tables.extras(folder):
+        print(tables.table(_transposed(rows) if len(rows) <= _WIDE else rows))
+    for note in tables.notes(arms):
         print(note)
     try:
         _draw(folder)
@@ -293,7 +296,7 @@ def _report(folder: RunFolder) -> None:
 
 
 def _write_summary(folder: RunFolder) -> None:
-    folder.write_text("summary.md", summary.summarise(folder))
+    folder.write_text("summary.md", tables.summarise(folder))
 
 
 def _transposed(rows: list[list[str]]) -> list[list[str]]:
@@ -311,12 +314,12 @@ def _compare(options: argparse.Namespace, command: str) -> None:
     runs = {path: open_run(path) for path in options.runs}
     arms = _labelled(runs)
     problems = "\n".join(f"- {path}: {run.info['problem']}" for path, run in runs.items() if "problem" in run.info)
-    text = [f"# Comparison of {len(runs)} runs", problems, summary.table(summary.overview(arms)), summary.ESCAPE]
-    text += [summary.table(summary.trajectory(arms)), *summary.notes(arms), f"Made by `{command}`."]
+    text = [f"# Comparison of {len(runs)} runs", problems, tables.table(tables.overview(arms)), tables.ESCAPE]
+    text += [tables.table(tables.trajectory(arms)), *tables.notes(arms), f"Made by `{command}`."]
     options.folder.mkdir(parents=True, exist_ok=True)
     RunFolder(options.folder).write_text("summary.md", "\n\n".join(filter(None, text)) + "\n")
-    print(summary.table(_transposed(summary.overview(arms))))
-    _say_written([options.folder / "summary.md", *plots.draw(arms, options.folder / "figure")])
+    print(tables.table(_transposed(tables.overview(arms))))
+    _say_written([options.folder / "summary.md", *figures.draw(arms, options.folder / "figure")])
 
 
 def _labelled(runs: Mapping[Path, RunFolder]) -> dict[str, Arm]:

@@ -12,14 +12,14 @@ import pytest
 from pwgf_jax import Particles, functionals, problems, run
 from pwgf_jax.experiments import ConfigError, build, dump, load
 from pwgf_jax.experiments.batches import Setting
-from pwgf_jax.experiments.certification import certify_run
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.config import parse, unfold
 from pwgf_jax.experiments.descents import DESCENTS
 from pwgf_jax.experiments.folder import Arm, open_run
 from pwgf_jax.experiments.objectives import OBJECTIVES
 from pwgf_jax.experiments.registry import OBJECTIVES as ENTRIES
-from pwgf_jax.experiments.summary import objectives
+from pwgf_jax.experiments.report.certificates import certify_run
+from pwgf_jax.experiments.report.tables import objectives
 from pwgf_jax.flows import descent
 from pwgf_jax.solve import Record
 

@@ -18,9 +18,9 @@ from pwgf_jax.certificate import Certificate, certify
 from pwgf_jax.experiments.folder import Arm, RunFolder
 from pwgf_jax.experiments.problems import Experiment
 from pwgf_jax.experiments.reading import ConfigError, suggestion
+from pwgf_jax.experiments.report.tables import table
 from pwgf_jax.experiments.runner import experiments, settings, unchanged
 from pwgf_jax.experiments.schema import Call
-from pwgf_jax.experiments.summary import table
 from pwgf_jax.krylov import lanczos
 from pwgf_jax.measures import Particles, traceable
 from pwgf_jax.spectrum import Curvature

@@ -8,15 +8,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
 
+from pwgf_jax.density import Eigenpairs, SpectralDensity
 from pwgf_jax.experiments.costs import gradients, seconds
 from pwgf_jax.experiments.folder import Arm
 from pwgf_jax.experiments.reading import ConfigError
-from pwgf_jax.experiments.summary import NEVER, halved, to_second_order, varied
+from pwgf_jax.experiments.report.tables import NEVER, halved, to_second_order, varied
 from pwgf_jax.solve.files import replacing
 
-__all__ = ["Axis", "band", "canvas", "draw", "draw_profile", "draw_snapshots", "draw_varied", "style", "thinned"]
+__all__ = [
+    "Axis",
+    "band",
+    "canvas",
+    "draw",
+    "draw_profile",
+    "draw_snapshots",
+    "draw_varied",
+    "plot_spectrum",
+    "style",
+    "thinned",
+]
 
 Axis: TypeAlias = Literal["steps", "gradients", "seconds", "bits"]
 
@@ -24,6 +37,8 @@ Axis: TypeAlias = Literal["steps", "gradients", "seconds", "bits"]
 # in an order of falling contrast of lightness, and with a line style each, so that they also work in grey.
 _COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 _LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+_POINTS = 2000  # of the curve of a spectrum
+_LEAST = 0.1  # of one eigenvalue: the lowest height that its axis shows
 _STRETCHES = 1000  # of an axis: more than a printer's dots across a panel
 _LANDMARKS = 12  # values of critical points that a panel has room for
 _PANELS = {
@@ -444,3 +459,49 @@ def _strip(
     ax.spines["left"].set_visible(False)
     if labelled:
         ax.set_ylabel("jumps", rotation=0, ha="right", va="center")
+
+
+def plot_spectrum(
+    density: SpectralDensity, pairs: Eigenpairs, delta: float, ax: Any = None, *, width: float | None = None
+) -> Any:
+    """Draw a spectral density, with zero, −δ and the extreme eigenvalues marked, on a logarithmic axis.
+
+    Args:
+        density: of :func:`pwgf_jax.spectral_density`.
+        pairs: of :func:`pwgf_jax.extreme_eigenpairs`.
+        delta: the curvature that counts as negative.
+        ax: matplotlib axes; new ones if None.
+        width: standard deviation that every node is broadened by; 1 % of the spectrum's width if None.
+
+    Returns:
+        The axes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, matplotlib
+        >>> matplotlib.use("Agg")
+        >>> from pwgf_jax import extreme_eigenpairs, spectral_density
+        >>> loss, x, key = lambda x: jnp.sum(jnp.cos(x) * jnp.arange(4.0)), jnp.zeros(4), jax.random.key(0)
+        >>> axes = plot_spectrum(spectral_density(loss, x, key), extreme_eigenpairs(loss, x, key, 1), delta=0.5)
+        >>> axes.get_xlabel()
+        'eigenvalue'
+    """
+    import matplotlib.pyplot as plt
+
+    if ax is None:
+        ax = plt.subplots(figsize=(6, 3.2), layout="constrained")[1]
+    values = np.asarray(pairs.eigenvalues, float)
+    low, high = min(values[0], -delta, 0.0), max(values[-1], 0.0)
+    span = (high - low) or 1.0
+    broad = span / 100 if width is None else width
+    grid = np.linspace(low - 0.05 * span, high + 0.05 * span, _POINTS)
+    heights = np.asarray(density.density(jnp.asarray(grid, density.nodes.dtype), broad))
+    ax.semilogy(grid, heights, color="#0072B2", linewidth=1.2, label="density")
+    floor = _LEAST / (density.size * broad * np.sqrt(2 * np.pi))
+    ax.set_ylim(floor, 3 * heights.max())
+    ax.axvline(0.0, color="#000000", linewidth=0.8, label="0")
+    ax.axvline(-delta, color="#D55E00", linewidth=0.8, linestyle="--", label=f"−δ = {-delta:.3g}")
+    foot = np.full(values.size, 1.6 * floor)
+    ax.plot(values, foot, "^", color="#009E73", markersize=5, label="extreme eigenvalues", zorder=3)
+    ax.set(xlabel="eigenvalue", ylabel="density of the spectrum")
+    ax.legend(frameon=False)
+    return ax
