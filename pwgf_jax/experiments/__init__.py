@@ -6,7 +6,8 @@ run by :mod:`~pwgf_jax.experiments.runner` into a :mod:`~pwgf_jax.experiments.fo
 """
 
 from pwgf_jax.experiments.config import Config, dump, load
+from pwgf_jax.experiments.folder import open_run
 from pwgf_jax.experiments.problems import build
 from pwgf_jax.experiments.reading import ConfigError
 
-__all__ = ["Config", "ConfigError", "build", "dump", "load"]
+__all__ = ["Config", "ConfigError", "build", "dump", "load", "open_run"]

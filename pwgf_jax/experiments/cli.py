@@ -19,7 +19,8 @@ from typing import get_args
 from pwgf_jax import __version__
 from pwgf_jax.experiments import runner
 from pwgf_jax.experiments.config import Config, load
-from pwgf_jax.experiments.folder import Arm, RunFolder, open_run, refuse_taken
+from pwgf_jax.experiments.folder import RunFolder, open_run
+from pwgf_jax.experiments.outset import refuse_taken
 from pwgf_jax.experiments.progress import say
 from pwgf_jax.experiments.reading import KINDS, ConfigError
 from pwgf_jax.experiments.registry import (
@@ -34,6 +35,7 @@ from pwgf_jax.experiments.registry import (
     Entry,
 )
 from pwgf_jax.experiments.report import certificates, figures, landscape, survey, tables
+from pwgf_jax.experiments.results import Arm
 
 __all__ = ["main"]
 

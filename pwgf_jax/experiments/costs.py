@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pwgf_jax.experiments.folder import Arm
+from pwgf_jax.experiments.results import Arm
 from pwgf_jax.experiments.schema import Call
 
 __all__ = ["PRODUCT", "VALUE", "cost_model", "gradients", "seconds"]

@@ -14,7 +14,8 @@ import jax
 
 from pwgf_jax.experiments.config import Config, Part, fingerprint, unfold
 from pwgf_jax.experiments.costs import cost_model
-from pwgf_jax.experiments.folder import RunFolder, create, open_run, refuse_taken
+from pwgf_jax.experiments.folder import RunFolder, open_run
+from pwgf_jax.experiments.outset import create, refuse_taken
 from pwgf_jax.experiments.problems import Experiment, build
 from pwgf_jax.experiments.progress import Bar, say
 from pwgf_jax.experiments.reading import ConfigError

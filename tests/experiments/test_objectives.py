@@ -15,11 +15,12 @@ from pwgf_jax.experiments.batches import Setting
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.config import parse, unfold
 from pwgf_jax.experiments.descents import DESCENTS
-from pwgf_jax.experiments.folder import Arm, open_run
+from pwgf_jax.experiments.folder import open_run
 from pwgf_jax.experiments.objectives import OBJECTIVES
 from pwgf_jax.experiments.registry import OBJECTIVES as ENTRIES
 from pwgf_jax.experiments.report.certificates import certify_run
 from pwgf_jax.experiments.report.tables import objectives
+from pwgf_jax.experiments.results import Arm
 from pwgf_jax.flows import descent
 from pwgf_jax.solve import Record
 

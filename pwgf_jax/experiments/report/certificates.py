@@ -15,10 +15,11 @@ from jaxtyping import Array
 
 from pwgf_jax.calculus import Functional, wasserstein_hessian
 from pwgf_jax.certificate import Certificate, certify
-from pwgf_jax.experiments.folder import Arm, RunFolder
+from pwgf_jax.experiments.folder import RunFolder
 from pwgf_jax.experiments.problems import Experiment
 from pwgf_jax.experiments.reading import ConfigError, suggestion
 from pwgf_jax.experiments.report.tables import table
+from pwgf_jax.experiments.results import Arm
 from pwgf_jax.experiments.runner import experiments, settings, unchanged
 from pwgf_jax.experiments.schema import Call
 from pwgf_jax.krylov import lanczos

@@ -13,9 +13,9 @@ import numpy as np
 
 from pwgf_jax.density import Eigenpairs, SpectralDensity
 from pwgf_jax.experiments.costs import gradients, seconds
-from pwgf_jax.experiments.folder import Arm
 from pwgf_jax.experiments.reading import ConfigError
 from pwgf_jax.experiments.report.tables import NEVER, halved, to_second_order, varied
+from pwgf_jax.experiments.results import Arm
 from pwgf_jax.solve.files import replacing
 
 __all__ = [

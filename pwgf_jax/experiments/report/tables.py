@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from pwgf_jax.experiments.costs import gradients, seconds
-from pwgf_jax.experiments.folder import Arm, RunFolder
+from pwgf_jax.experiments.folder import RunFolder
+from pwgf_jax.experiments.results import Arm
 from pwgf_jax.flows import Status
 
 __all__ = [
