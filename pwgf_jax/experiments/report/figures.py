@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,33 +12,19 @@ import numpy as np
 from pwgf_jax.density import Eigenpairs, SpectralDensity
 from pwgf_jax.experiments.costs import gradients, seconds
 from pwgf_jax.experiments.reading import ConfigError
-from pwgf_jax.experiments.report.tables import NEVER, halved, to_second_order, varied
-from pwgf_jax.experiments.results import Arm
-from pwgf_jax.solve.files import replacing
+from pwgf_jax.experiments.report.look import beside, canvas, style
+from pwgf_jax.experiments.results import NEVER, Arm, families
 
-__all__ = [
-    "Axis",
-    "band",
-    "canvas",
-    "draw",
-    "draw_profile",
-    "draw_snapshots",
-    "draw_varied",
-    "plot_spectrum",
-    "style",
-    "thinned",
-]
+__all__ = ["Axis", "draw", "draw_profile", "draw_varied", "plot_spectrum"]
 
 Axis: TypeAlias = Literal["steps", "gradients", "seconds", "bits"]
 
-# Okabe and Ito's colours, which all kinds of colour vision tell apart, without the yellow that white paper swallows;
-# in an order of falling contrast of lightness, and with a line style each, so that they also work in grey.
-_COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
-_LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 _POINTS = 2000  # of the curve of a spectrum
 _LEAST = 0.1  # of one eigenvalue: the lowest height that its axis shows
 _STRETCHES = 1000  # of an axis: more than a printer's dots across a panel
 _LANDMARKS = 12  # values of critical points that a panel has room for
+_DEEP = 1e-6  # of what an objective falls by: how near to its least value an axis goes
+_STILL = 1e-9  # of the largest gradient norm: what is less is drawn as much, zero included
 _PANELS = {
     "value": r"objective $F(\mu_k)$",
     "gradient_norm": r"gradient norm $\|\nabla_{\!\mu} F(\mu_k)\|$",
@@ -56,35 +40,26 @@ _AXES: dict[Axis, str] = {
     "seconds": "seconds, all seeds together",
     "bits": "bits sent",
 }
-_STYLE: Any = {
-    "font.size": 8,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "lines.linewidth": 1.4,
-    "mathtext.fontset": "cm",
-    "pdf.fonttype": 42,  # letters stay text in the PDF
+_KEYS = {
+    "beta": r"$\beta$",
+    "delta": r"$\delta$",
+    "eps": r"$\varepsilon$",
+    "eta_p": r"$\eta_p$",
+    "f_thres": r"$f_{\mathrm{thres}}$",
+    "k_thres": r"$k_{\mathrm{thres}}$",
+    "learning_rate": r"step size $\eta$",
+    "points": "data points",
+    "step_size": r"step size $\eta$",
 }
-
-
-def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over the seeds, and the mean less and plus a standard deviation, cut where no seed has been.
-
-    The cut keeps the band of a positive quantity positive, as a logarithmic axis needs.
-
-    Example:
-        >>> mean, low, high = band(np.array([[1.0], [1.0], [7.0]]))
-        >>> float(mean[0]), float(low[0]), round(float(high[0]), 2)
-        (3.0, 1.0, 5.83)
-    """
-    mean, deviation = values.mean(axis=0), values.std(axis=0)
-    return mean, np.maximum(mean - deviation, values.min(axis=0)), mean + deviation
 
 
 def draw(arms: Mapping[str, Arm], path: Path, x: Axis = "steps") -> list[Path]:
     """Draw a figure of several arms, as PNG and as PDF.
+
+    Where the least objective is not near zero, its height above that is drawn on a logarithmic axis: above a known
+    minimum, or else above the least value that any seed of any arm has on record, as the label says. There a curve
+    goes no lower than a millionth of the largest height, or than rounding: at its own minimum it would leave the axis.
+    Gradient norms go no lower than a billionth of the largest, as at a start where symmetry makes them zero.
 
     Args:
         arms: by label.
@@ -112,78 +87,141 @@ def draw(arms: Mapping[str, Arm], path: Path, x: Axis = "steps") -> list[Path]:
     jumps = {label: arm for label, arm in arms.items() if arm.records["perturbed"].any()}
     strip = 0.12 + 0.09 * len(jumps)
     with canvas(path, (3.4 * len(shown), 2.5 + strip)) as (figure, files):
-        axes = figure.subplots(
-            2 if jumps else 1,
-            len(shown),
-            squeeze=False,
-            sharex=True,
-            height_ratios=[2.5, strip] if jumps else [1],
-        )
+        heights = [2.5, strip] if jumps else [1]
+        axes = figure.subplots(len(heights), len(shown), squeeze=False, sharex=True, height_ratios=heights)
         if engine := figure.get_layout_engine():
-            engine.set(hspace=0, h_pad=0.02)  # pyright: ignore[reportCallIssue]
+            engine.set(hspace=0, h_pad=0.02)
         styles = {label: style(i) for i, label in enumerate(arms)}
         at = {label: _reading(arm, x) for label, arm in arms.items()}
+        ends = [float(readings[-1]) for readings in at.values()]
         for column, name in enumerate(shown):
             _panel(axes[0, column], name, arms, at, styles)
             if jumps:
-                _strip(axes[1, column], jumps, at, styles, labelled=column == 0)
+                _strip(axes[1, column], jumps, at, styles)
             axes[-1, column].set_xlabel(_AXES[x])
-            ends = [float(readings[-1]) for readings in at.values()]
             if max(ends) > 5 * min(ends) > 0:  # arms of very different lengths
                 axes[-1, column].set_xscale("symlog", linthresh=min(ends) / 10)
-        # Where curves fall, the upper right is free.
-        if len(arms) <= 7:
-            axes[0, 0].legend(frameon=False, handlelength=2.6, loc="best")
-        else:
-            lines, names = axes[0, 0].get_legend_handles_labels()
-            figure.legend(lines, names, frameon=False, handlelength=2.6, loc="outside right center", fontsize=7)
+        if jumps:
+            axes[1, 0].set_ylabel("jumps", rotation=0, ha="right", va="center")
+        beside(figure, axes[0, 0])
     return files
 
 
-def style(i: int) -> dict[str, Any]:
-    """Colour and line of the i-th curve of a figure.
+def _reading(arm: Arm, x: Axis) -> np.ndarray:
+    """Where the records lie on an axis, shape (records,); the mean over the seeds of what differs between them."""
+    if x == "bits":
+        if "bits" not in arm.records:
+            raise ConfigError('bits are counted by transform = "compressed_sgd" only; draw against something else.')
+        return arm.records["bits"].mean(axis=0)
+    if x == "steps":
+        return arm.records["step"]
+    return seconds(arm) if x == "seconds" else gradients(arm).mean(axis=0)
 
-    Example:
-        >>> style(0)
-        {'color': '#000000', 'linestyle': '-'}
+
+class _Zero(NamedTuple):
+    """What an axis of the objective begins at."""
+
+    level: float = 0.0
+    floor: float = -np.inf  # the lowest that is drawn above it
+    label: str = _PANELS["value"]
+
+
+def _zero(arms: Mapping[str, Arm]) -> _Zero:
+    """Zero where the least objective is near it; else the known minimum, or the least on record."""
+    values = [arm.of(arm.objective) for arm in arms.values() if arm.finite.any()]
+    if not values:
+        return _Zero()
+    least, most = min(float(each.min()) for each in values), max(float(each.mean(axis=0).max()) for each in values)
+    known = min((level for arm in arms.values() for level in arm.info.get("landmarks", {}).values()), default=np.inf)
+    is_known = known <= least + _DEEP * (most - least)
+    level, name = (known, r"\min") if is_known else (least, r"\mathrm{best}")
+    height = most - level
+    near = abs(level) <= _DEEP * height if is_known else most > 8 * least > 0 or (least <= 0 and most > -100 * least)
+    if near or not height > 0:
+        return _Zero()
+    rounding = 4 * max(float(np.finfo(each.dtype).eps * np.abs(each).max()) for each in values)
+    return _Zero(level, max(_DEEP * height, rounding), rf"objective $F(\mu_k)-F_{{{name}}}$")
+
+
+def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over the seeds, and the mean less and plus a standard deviation, cut where no seed has been.
+
+    The cut keeps the band of a positive quantity positive, as a logarithmic axis needs.
     """
-    return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _LINES[i % len(_LINES)]}
+    mean, deviation = values.mean(axis=0), values.std(axis=0)
+    return mean, np.maximum(mean - deviation, values.min(axis=0)), mean + deviation
 
 
-@contextmanager
-def canvas(path: Path, size: tuple[float, float]) -> Iterator[tuple[Any, list[Path]]]:
-    """A figure in the style of all, written as PNG and as PDF in the end.
+def thinned(*curves: np.ndarray) -> np.ndarray:
+    """Which points of some curves over the same axis to draw: of every stretch those where one is lowest or highest.
 
-    Args:
-        path: where to, without a suffix.
-        size: in inches.
-
-    Yields:
-        The figure, and the files it will be in.
-
-    Raises:
-        ConfigError: if matplotlib is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder, canvas(Path(folder) / "a", (1.0, 1.0)) as (figure, files):
-        ...     ax = figure.subplots()
-        >>> [file.name for file in files]
-        ['a.png', 'a.pdf']
+    A figure shows no more, and a PDF keeps every point that it is given.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("figures need matplotlib: pip install 'pwgf_jax[viz]', then `pwgf plot`.") from error
-    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it remarks on the time stamps of fonts
-    files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "pdf")]
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        yield figure, files
-        for file in files:
-            with replacing(file) as new:
-                figure.savefig(new, dpi=300, format=file.suffix[1:])
+    size = curves[0].size
+    if size <= 2 * _STRETCHES:
+        return np.arange(size)
+    starts = np.arange(size, step=-(-size // _STRETCHES))
+    kept = {0, size - 1}
+    for curve in curves:
+        for start, part in zip(starts, np.split(curve, starts[1:]), strict=True):
+            kept |= {int(start + np.argmin(part)), int(start + np.argmax(part))}
+    return np.array(sorted(kept))
+
+
+def _panel(
+    ax: Any, name: str, arms: Mapping[str, Arm], at: Mapping[str, np.ndarray], styles: Mapping[str, Any]
+) -> None:
+    zero = _zero(arms) if name == "value" else _Zero(label=_PANELS[name])
+    if name == "gradient_norm":
+        peaks = [float(arm.of(name).max()) for arm in arms.values() if name in arm.records and arm.finite.any()]
+        zero = zero._replace(floor=_STILL * max(peaks, default=0.0))
+    curves = [np.ones(0)]
+    for label, arm in arms.items():
+        if name not in arm.records or not arm.finite.any():
+            continue
+        values = arm.of(arm.objective if name == "value" else name) - zero.level
+        mean, low, high = (np.maximum(curve, zero.floor) for curve in band(values))
+        kept = thinned(mean, low, high)
+        lost = "" if arm.finite.all() else f" ({arm.finite.sum()} of {arm.finite.size} seeds)"
+        ax.plot(at[label][kept], mean[kept], label=label + lost, **styles[label])
+        if len(values) > 1:
+            colour = styles[label]["color"]
+            ax.fill_between(at[label][kept], low[kept], high[kept], color=colour, alpha=0.15, linewidth=0)
+        curves.append(mean)
+    known = {level for arm in arms.values() for level in arm.info.get("landmarks", {}).values()}
+    if name == "value" and len(known) <= _LANDMARKS:
+        for level in known:  # of the critical points: where a staircase has its steps
+            if level - zero.level > zero.floor:
+                ax.axhline(level - zero.level, color="0.85", linewidth=0.6, zorder=0)
+    ax.set_ylabel(zero.label)
+    ax.margins(x=0.01)
+    _scale(ax, name, np.concatenate(curves))
+
+
+def _scale(ax: Any, name: str, drawn: np.ndarray) -> None:
+    """A logarithmic axis for what falls by much."""
+    least, most = np.min(drawn, initial=np.inf), np.max(drawn, initial=-np.inf)
+    if not name.endswith("accuracy") and least > 0 and most > 8 * least:
+        ax.set_yscale("log")
+    elif name == "value" and least <= 0 and most > -100 * least:
+        # An unbiased estimate of a discrepancy goes below zero where it is nothing but noise.
+        linear, highest = np.ceil(np.log10(max(-least, 1e-6 * most))), np.ceil(np.log10(most))
+        ax.set_yscale("symlog", linthresh=10**linear)
+        ax.set_yticks([-(10**linear), 0, *(10 ** np.arange(linear, highest + 1))])
+
+
+def _strip(ax: Any, jumps: Mapping[str, Arm], at: Mapping[str, np.ndarray], styles: Mapping[str, Any]) -> None:
+    """A row of ticks per arm where seeds jumped; the darker, the more of them."""
+    for row, (label, arm) in enumerate(jumps.items()):
+        share = arm.records["perturbed"].mean(axis=0)
+        some = np.flatnonzero(share)
+        some = some[thinned(share[some])]
+        shade = np.clip(0.25 + 0.75 * share[some], 0, 1)
+        look = {"marker": "|", "s": 28, "linewidths": 1, "color": styles[label]["color"], "alpha": shade}
+        ax.scatter(at[label][some], np.full(some.size, -row), **look)
+    ax.set_ylim(-len(jumps) + 0.4, 0.6)
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
 
 
 def draw_varied(arms: Mapping[str, Arm], path: Path) -> list[Path]:
@@ -213,46 +251,55 @@ def draw_varied(arms: Mapping[str, Arm], path: Path) -> list[Path]:
         ...     [file.name for file in draw_varied(arms, Path(folder) / "figure")]
         ['figure.png', 'figure.pdf']
     """
-    families = varied(arms)
-    values = list(dict.fromkeys(value for runs in families.values() for value, _ in runs))
-    numeric = all(isinstance(value, int | float) and value > 0 for value in values)
-    every = [arm for runs in families.values() for _, arm in runs]
+    grown = families(arms)
+    turns = list(dict.fromkeys(turn for runs in grown.values() for turn in runs))
+    every = [arm for runs in grown.values() for arm in runs.values()]
+    numeric = all(isinstance(turn, int | float) and turn > 0 for turn in turns)
     common = [name for name in _PANELS if all(name in arm.records for arm in every)]
     end = next((name for name in ("free_energy", "test_loss", "test_accuracy") if name in common), "value")
     classes = "tail_accuracy" in common
-    with canvas(path, (7.2, 2.8)) as (figure, files):
+    with canvas(path, (6.4, 2.6)) as (figure, files):
         left, right = figure.subplots(1, 2)
-        ends = []
-        for i, (name, runs) in enumerate(families.items()):
-            beside = 0.08 * (i - (len(families) - 1) / 2)  # words leave room for it, and errors hide each other
-            at = np.array([value if numeric else values.index(value) + beside for value, _ in runs])
+        lows = []
+        for i, (name, runs) in enumerate(grown.items()):
+            aside = 0.08 * (i - (len(grown) - 1) / 2)  # words leave room for it, and errors hide each other
+            at = np.array([turn if numeric else turns.index(turn) + aside for turn in runs])
             look = {"marker": "osD^vPX"[i % 7], "markersize": 3.5, "capsize": 2, "label": name, **style(i)}
-            if not numeric:  # nothing lies between two names
-                look["linestyle"] = "none"
-            left_of = [arm.of("tail_accuracy")[:, -1] if classes else halved(arm) for _, arm in runs]
-            low, middle, high = np.array([np.quantile(values, [0.25, 0.5, 0.75]) for values in left_of]).T
-            longest = np.array([arm.records["step"][-1] for _, arm in runs])
-            there = middle <= longest
-            spread = np.stack([middle - low, np.minimum(high, longest) - middle])[:, there]
-            left.errorbar(at[there], middle[there], spread, **look)
-            last = [arm.of(arm.objective if end == "value" else end)[:, -1] for _, arm in runs]
-            low, middle, high = np.array([np.quantile(values, [0.25, 0.5, 0.75]) for values in last]).T
-            right.errorbar(at, middle, [middle - low, high - middle], **look)
-            ends.append(low)
+            look |= {} if numeric else {"linestyle": "none"}  # nothing lies between two names
+            leaving = [arm.of("tail_accuracy")[:, -1] if classes else arm.halved for arm in runs.values()]
+            longest = np.inf if classes else np.array([arm.records["step"][-1] for arm in runs.values()])
+            _quartiles(left, at, leaving, longest, look)
+            final = [arm.of(arm.objective if end == "value" else end)[:, -1] for arm in runs.values()]
+            lows.append(_quartiles(right, at, final, np.inf, look))
         for ax in (left, right):
             if numeric:
                 ax.set_xscale("log")
-            ax.set_xticks(values if numeric else range(len(values)), [str(value) for value in values])
+            ax.set_xticks(turns if numeric else range(len(turns)), [str(turn) for turn in turns])
             ax.minorticks_off()
-            ax.set_xlabel(next(arm.info["varied"]["key"] for arm in arms.values() if "varied" in arm.info))
+            ax.set_xlabel(_named(every[0].info["varied"]["key"]))
         left.set_ylabel(f"final {_PANELS['tail_accuracy']}" if classes else r"steps to $F_0/2$")
+        right.set_ylabel(f"final {_PANELS[end]}")
         if not classes:
             left.set_ylim(bottom=0)
-        right.set_ylabel(f"final {_PANELS[end]}")
-        if np.concatenate(ends).min() > 0 and not classes:
+        if np.concatenate(lows).min() > 0 and not classes:
             right.set_yscale("log")
-        right.legend(frameon=False, handlelength=2.6)
+        beside(figure, right)
     return files
+
+
+def _named(key: str) -> str:
+    """A key of a config in words, or in the symbol it has."""
+    last = key.rpartition(".")[2]
+    return _KEYS.get(last, last.replace("_", " "))
+
+
+def _quartiles(ax: Any, at: np.ndarray, values: Sequence[np.ndarray], longest: Any, look: Mapping) -> np.ndarray:
+    """Medians with bars to the quartiles, as far as they are reached; the lower quartiles."""
+    low, middle, high = np.array([np.quantile(each, [0.25, 0.5, 0.75]) for each in values]).T
+    there = middle <= longest
+    bars = np.stack([middle - low, np.minimum(high, longest) - middle])
+    ax.errorbar(at[there], middle[there], bars[:, there], **look)
+    return low
 
 
 def draw_profile(arms: Mapping[str, Arm], path: Path) -> list[Path]:
@@ -285,180 +332,22 @@ def draw_profile(arms: Mapping[str, Arm], path: Path) -> list[Path]:
     References:
         Dolan, Moré, Math. Program. 91 (2002).
     """
-    families = varied(arms)
-    costs = {
-        name: np.concatenate([to_second_order(arm, gradients(arm)) for _, arm in runs])
-        for name, runs in families.items()
-    }
-    every = np.stack(list(costs.values()))
-    solved = every < NEVER
-    best = np.maximum(every.min(axis=0), 1.0)
-    ratios = np.where(solved, np.maximum(every, 1.0) / best, np.inf)
-    largest = 2 * max(float(np.max(ratios[solved], initial=1.0)), 1.5)
-    with canvas(path, (6.2, 3.2)) as (figure, files):
+    grown = families(arms)
+    costs = np.stack(
+        [np.concatenate([arm.to_second_order(gradients(arm)) for arm in runs.values()]) for runs in grown.values()]
+    )
+    ratios = np.where(costs < NEVER, np.maximum(costs, 1.0) / np.maximum(costs.min(axis=0), 1.0), np.inf)
+    largest = 2 * max(float(np.max(ratios[ratios < np.inf], initial=1.0)), 1.5)
+    with canvas(path, (4.4, 3.2)) as (figure, files):
         ax = figure.subplots()
-        for i, (name, row) in enumerate(zip(costs, ratios, strict=True)):
+        for i, (name, row) in enumerate(zip(grown, ratios, strict=True)):
             at = np.sort(row[np.isfinite(row)])
-            share = np.arange(1, at.size + 1) / row.size
-            ax.step(
-                [1, *at, largest], [0, *share, share[-1] if share.size else 0], where="post", label=name, **style(i)
-            )
-        ax.set_xscale("log")
-        ax.set_xlim(1, largest)
-        ax.set_ylim(0, 1.02)
+            share = [0, *(np.arange(1, at.size + 1) / row.size)]
+            ax.step([1, *at, largest], [*share, share[-1]], where="post", label=name, **style(i))
+        ax.set(xscale="log", xlim=(1, largest), ylim=(0, 1.02), ylabel="share of problems and seeds solved")
         ax.set_xlabel(r"cost, in multiples $\tau$ of the cheapest method's")
-        ax.set_ylabel("share of problems and seeds solved")
-        ax.legend(frameon=False, handlelength=2.6, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
+        beside(figure, ax)
     return files
-
-
-def draw_snapshots(arms: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> list[Path]:
-    """Draw where the particles are: an arm a row, a step a column, the target in grey; the first two coordinates.
-
-    The frame leaves out the outermost 0.2 % of all points on each side, so that a few that fly off do not shrink the
-    picture, and says how many particles it does not show.
-
-    Args:
-        arms: snapshots by label, each with "step" (k,), "points" (k, N, d) and perhaps "target" (M, d).
-        path: where to, without a suffix.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ConfigError: if matplotlib is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> snapshots = {"step": np.array([0, 9]), "points": np.ones((2, 5, 2)), "target": np.zeros((3, 2))}
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [file.name for file in draw_snapshots({"static": snapshots}, Path(folder) / "particles")]
-        ['particles.png', 'particles.pdf']
-    """
-    steps = sorted({int(step) for arm in arms.values() for step in arm["step"]})
-    clouds = [cloud for arm in arms.values() for cloud in (*arm["points"], arm.get("target")) if cloud is not None]
-    everywhere = np.concatenate([_plane(cloud) for cloud in clouds])
-    everywhere = everywhere[np.isfinite(everywhere).all(axis=1)]
-    low, high = np.quantile(everywhere, [0.002, 0.998], axis=0)
-    margin = 0.08 * max(*(high - low), 1e-6)
-    low, high = low - margin, high + margin
-    with canvas(path, (1.5 * len(steps) + 0.2, 1.55 * len(arms) + 0.2)) as (figure, files):
-        axes = figure.subplots(len(arms), len(steps), squeeze=False, sharex=True, sharey=True)
-        for row, (label, arm) in zip(axes, arms.items(), strict=True):
-            row[0].set_ylabel(label)
-            for ax, step in zip(row, steps, strict=True):
-                ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
-                ax.set_aspect("equal")
-                ax.tick_params(labelsize=6, length=2)
-                there = arm["points"][arm["step"] == step]
-                ax.set_visible(len(there) > 0)  # an arm may end before the others
-                for points in there:
-                    if "target" in arm:
-                        ax.scatter(*_plane(arm["target"]).T, s=1.5, color="0.75", linewidths=0)
-                    at = _plane(points)
-                    ax.scatter(*at.T, s=2.5, color=_COLOURS[2], linewidths=0)
-                    if outside := int(np.sum(~np.all((at > low) & (at < high), axis=1))):
-                        ax.text(0.98, 0.02, f"{outside} outside", transform=ax.transAxes, fontsize=5, ha="right")
-        for ax, step in zip(axes[0], steps, strict=True):
-            ax.set_title(f"$k={step}$", fontsize=8)
-    return files
-
-
-def thinned(*curves: np.ndarray) -> np.ndarray:
-    """Which points of some curves over the same axis to draw: of every stretch those where one is lowest or highest.
-
-    A figure shows no more, and a PDF keeps every point that it is given.
-
-    Example:
-        >>> curve = np.zeros(100_000)
-        >>> curve[54321] = 1.0
-        >>> kept = thinned(curve)
-        >>> len(kept) < 3000, 54321 in kept, [int(i) for i in kept[[0, -1]]]
-        (True, True, [0, 99999])
-    """
-    size = curves[0].size
-    if size <= 2 * _STRETCHES:
-        return np.arange(size)
-    starts = np.arange(size, step=-(-size // _STRETCHES))
-    kept = {0, size - 1}
-    for curve in curves:
-        for start, part in zip(starts, np.split(curve, starts[1:]), strict=True):
-            kept |= {int(start + np.argmin(part)), int(start + np.argmax(part))}
-    return np.array(sorted(kept))
-
-
-def _plane(points: np.ndarray) -> np.ndarray:
-    """The first two coordinates; of a line, heights of zero."""
-    return points[:, :2] if points.shape[1] > 1 else np.pad(points, ((0, 0), (0, 1)))
-
-
-def _reading(arm: Arm, x: Axis) -> np.ndarray:
-    """Where the records lie on an axis, shape (records,); the mean over the seeds of what differs between them."""
-    if x == "steps":
-        return arm.records["step"]
-    if x == "bits":
-        if "bits" not in arm.records:
-            raise ConfigError('bits are counted by transform = "compressed_sgd" only; draw against something else.')
-        return arm.records["bits"].mean(axis=0)
-    return seconds(arm) if x == "seconds" else gradients(arm).mean(axis=0)
-
-
-def _panel(
-    ax: Any, name: str, arms: Mapping[str, Arm], at: Mapping[str, np.ndarray], styles: Mapping[str, Any]
-) -> None:
-    curves = []
-    for label, arm in arms.items():
-        if name not in arm.records or not arm.finite.any():
-            continue
-        values, step = arm.of(arm.objective if name == "value" else name), at[label]
-        mean, low, high = band(values)
-        kept = thinned(mean, low, high)
-        step, mean, low, high = step[kept], mean[kept], low[kept], high[kept]
-        missing = int(arm.finite.size - arm.finite.sum())
-        said = f"{label} ({arm.finite.sum()} of {arm.finite.size} seeds)" if missing else label
-        ax.plot(step, mean, label=said, **styles[label])
-        if len(values) > 1:
-            ax.fill_between(step, low, high, color=styles[label]["color"], alpha=0.15, linewidth=0)
-        curves.append(mean)
-    known = {level for arm in arms.values() for level in arm.info.get("landmarks", {}).values()}
-    if name == "value" and len(known) <= _LANDMARKS:
-        for level in known:  # of the critical points: where a staircase has its steps
-            ax.axhline(level, color="0.85", linewidth=0.6, zorder=0)
-    ax.set_ylabel(_PANELS[name])
-    ax.margins(x=0.01)
-    every = np.concatenate(curves) if curves else np.ones(1)
-    if not name.endswith("accuracy") and every.min() > 0 and every.max() > 8 * every.min():
-        ax.set_yscale("log")
-    elif name == "value" and every.min() <= 0 and every.max() > 100 * -every.min():
-        # An unbiased estimate of a discrepancy goes below zero where it is nothing but noise.
-        smallest = max(-every.min(), 1e-6 * every.max())
-        linear, highest = np.ceil(np.log10(smallest)), np.ceil(np.log10(every.max()))
-        ax.set_yscale("symlog", linthresh=10**linear)
-        ax.set_yticks([-(10**linear), 0, *(10 ** np.arange(linear, highest + 1))])
-
-
-def _strip(
-    ax: Any, jumps: Mapping[str, Arm], at: Mapping[str, np.ndarray], styles: Mapping[str, Any], *, labelled: bool
-) -> None:
-    """A row of ticks per arm where seeds jumped; the darker, the more of them."""
-    for row, (label, arm) in enumerate(jumps.items()):
-        share = arm.records["perturbed"].mean(axis=0)
-        some = np.flatnonzero(share)
-        some = some[thinned(share[some])]
-        ax.scatter(
-            at[label][some],
-            np.full(some.size, -row),
-            marker="|",
-            s=28,
-            linewidths=1,
-            color=styles[label]["color"],
-            alpha=np.clip(0.25 + 0.75 * share[some], 0, 1),
-        )
-    ax.set_ylim(-len(jumps) + 0.4, 0.6)
-    ax.set_yticks([])
-    ax.spines["left"].set_visible(False)
-    if labelled:
-        ax.set_ylabel("jumps", rotation=0, ha="right", va="center")
 
 
 def plot_spectrum(
@@ -503,5 +392,5 @@ def plot_spectrum(
     foot = np.full(values.size, 1.6 * floor)
     ax.plot(values, foot, "^", color="#009E73", markersize=5, label="extreme eigenvalues", zorder=3)
     ax.set(xlabel="eigenvalue", ylabel="density of the spectrum")
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax

@@ -11,7 +11,7 @@ import numpy as np
 
 from pwgf_jax.certificate import Verdict
 from pwgf_jax.experiments.folder import RunFolder
-from pwgf_jax.experiments.report.figures import canvas, style
+from pwgf_jax.experiments.report.look import canvas, style
 from pwgf_jax.experiments.report.tables import table
 
 __all__ = ["CriticalPoint", "Found", "Survey", "cluster", "conclusion", "report", "write"]
