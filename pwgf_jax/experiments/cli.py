@@ -12,21 +12,23 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
 from pwgf_jax import __version__
-from pwgf_jax.experiments import certification, landscape, listing, plots, runner, summary, survey
+from pwgf_jax.experiments import listing, runner
 from pwgf_jax.experiments.config import Config, load, parse
-from pwgf_jax.experiments.folder import Arm, RunFolder, open_run, refuse_taken
+from pwgf_jax.experiments.folder import RunFolder, open_run
 from pwgf_jax.experiments.messages import ConfigError, say
+from pwgf_jax.experiments.outset import refuse_taken
+from pwgf_jax.experiments.report import certificates, figures, landscape, particles, survey, tables
+from pwgf_jax.experiments.results import families
 
 __all__ = ["main"]
 
 BAD_INPUT, INTERRUPTED, NOBODY_READS = 2, 130, 141
-_WIDE = 12  # arms that a terminal has columns for
 _COMPARISON = ("summary.md", "figure.png", "figure.pdf")
 
 
@@ -123,8 +125,11 @@ def _parser() -> argparse.ArgumentParser:
     plot = command("plot", _plot, "draw the figure and write the summary of a run again")
     plot.add_argument("folder", type=Path, help="the run folder")
     plot.add_argument(
-        "--x", choices=get_args(plots.Axis), help="draw the curves against this, into figure-X; steps into figure else"
+        "--x",
+        choices=get_args(figures.Axis),
+        help="draw the curves against this, into figure-X; steps into figure else",
     )
+    plot.add_argument("--animate", action="store_true", help="make a moving picture of the particles' snapshots too")
 
     certify = command("certify", _certify, "certify what the seeds of a run ended in: second-order point or saddle")
     certify.add_argument("folder", type=Path, help="the run folder")
@@ -214,31 +219,40 @@ def _plot(options: argparse.Namespace, command: str) -> None:
     folder = open_run(options.folder)
     if not folder.arms():
         raise ConfigError(f"{folder.path}: no arm is finished yet; go on with `pwgf resume {folder.path}`.")
-    _write_summary(folder)
+    snapshots = folder.snapshots()
+    if options.animate and not snapshots:
+        raise ConfigError(
+            f"{folder.path}: it has no snapshots of particles to animate; put `snapshots = [0, 50, 100]`, steps that "
+            "are multiples of record_every, into the config and run it again."
+        )
+    folder.write_text("summary.md", tables.summarise(folder))
     _say_written(_draw(folder, options.x))
+    if options.animate:
+        _say_written(particles.animate(snapshots, folder.path / "particles"))
 
 
-def _draw(folder: RunFolder, x: plots.Axis | None = None) -> list[Path]:
+def _draw(folder: RunFolder, x: figures.Axis | None = None) -> list[Path]:
     """The figure of a run: its curves, or what a varied key does if there is one and no axis is asked for."""
-    arms = folder.arms()
+    arms, path = folder.arms(), folder.path / "figure"
     if x is not None:
-        return plots.draw(arms, folder.path / f"figure-{x}", x)
+        return figures.draw(arms, folder.path / f"figure-{x}", x)
+    grown = families(arms)
     if all({"varied", "second_order"} <= set(arm.info) for arm in arms.values()):
-        files = plots.draw_profile(arms, folder.path / "figure")
-        for i, turn in enumerate(dict.fromkeys(arm.info["varied"]["value"] for arm in arms.values())):
-            own = {a.info["varied"]["arm"]: a for a in arms.values() if a.info["varied"]["value"] == turn}
+        files = figures.draw_profile(arms, path)
+        for i, turn in enumerate(dict.fromkeys(turn for runs in grown.values() for turn in runs)):
+            own = {name: runs[turn] for name, runs in grown.items() if turn in runs}
             plain = re.fullmatch(r"[\w+-][\w.+-]*", str(turn))  # a folder from elsewhere may say ../x
-            files += plots.draw(own, folder.path / f"figure-{turn if plain else i}")
+            files += figures.draw(own, folder.path / f"figure-{turn if plain else i}")
         return files
-    files = (plots.draw_varied if summary.varied(arms) else plots.draw)(arms, folder.path / "figure")
+    files = (figures.draw_varied if grown else figures.draw)(arms, path)
     if snapshots := folder.snapshots():
-        files += plots.draw_snapshots(snapshots, folder.path / "particles")
+        files += particles.draw_snapshots(snapshots, folder.path / "particles")
     return files
 
 
 def _certify(options: argparse.Namespace, command: str) -> None:
     folder = open_run(options.folder)
-    certified = certification.certify_run(
+    certified = certificates.certify_run(
         folder,
         arm=options.arm,
         eps=options.eps,
@@ -246,7 +260,7 @@ def _certify(options: argparse.Namespace, command: str) -> None:
         seeds=options.seeds,
         trust=_trusted(options),
     )
-    text = certification.report(certified)
+    text = certificates.report(certified)
     folder.write_text("certificates.md", f"# Certificates of {folder.info['name']}\n\n{text}\n\nMade by `{command}`.\n")
     folder.write_text("certificates.json", json.dumps([each.plain() for each in certified], indent=2) + "\n")
     print(text)
@@ -270,29 +284,14 @@ def _landscape(options: argparse.Namespace, command: str) -> None:
 
 
 def _report(folder: RunFolder) -> None:
-    """The end of a run: summary, figure, and a table for the terminal."""
-    arms = folder.arms()
-    _write_summary(folder)
-    if len(arms) <= _WIDE:
-        print(summary.table(_transposed(summary.overview(arms))))
-    for rows in summary.extras(folder):
-        print(summary.table(_transposed(rows) if len(rows) <= _WIDE else rows))
-    for note in summary.notes(arms):
-        print(note)
+    """The end of a run: summary, figure, and tables for the terminal."""
+    folder.write_text("summary.md", tables.summarise(folder))
+    print(tables.spoken(folder))
     try:
         _draw(folder)
     except ConfigError as error:  # the run is worth more than its figure
         say(str(error))
     print(f"Everything is in {folder.path}")
-
-
-def _write_summary(folder: RunFolder) -> None:
-    folder.write_text("summary.md", summary.summarise(folder))
-
-
-def _transposed(rows: list[list[str]]) -> list[list[str]]:
-    """An arm a column: there are few arms and many numbers, and terminals are narrow."""
-    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def _say_written(files: Sequence[Path]) -> None:
@@ -303,27 +302,11 @@ def _say_written(files: Sequence[Path]) -> None:
 def _compare(options: argparse.Namespace, command: str) -> None:
     refuse_taken(options.folder, ours=_COMPARISON)
     runs = {path: open_run(path) for path in options.runs}
-    arms = _labelled(runs)
-    problems = "\n".join(f"- {path}: {run.info['problem']}" for path, run in runs.items() if "problem" in run.info)
-    text = [f"# Comparison of {len(runs)} runs", problems, summary.table(summary.overview(arms)), summary.ESCAPE]
-    text += [summary.table(summary.trajectory(arms)), *summary.notes(arms), f"Made by `{command}`."]
+    text, shown = tables.comparison(runs, command)
     options.folder.mkdir(parents=True, exist_ok=True)
-    RunFolder(options.folder).write_text("summary.md", "\n\n".join(filter(None, text)) + "\n")
-    print(summary.table(_transposed(summary.overview(arms))))
-    _say_written([options.folder / "summary.md", *plots.draw(arms, options.folder / "figure")])
-
-
-def _labelled(runs: Mapping[Path, RunFolder]) -> dict[str, Arm]:
-    """The arms of all runs, under their own names where these are unique, else with the run's before it."""
-    arms = [(path, name, arm) for path, run in runs.items() for name, arm in run.arms().items()]
-    if not arms:
-        raise ConfigError(f"{', '.join(map(str, runs))}: no arm is finished yet.")
-    names = [name for _, name, _ in arms]
-    if len(set(names)) == len(names):
-        return {name: arm for _, name, arm in arms}
-    folders = {path: path.resolve().name for path in runs}
-    short = len(set(folders.values())) == len(folders)
-    return {f"{folders[path] if short else path}: {name}": arm for path, name, arm in arms}
+    RunFolder(options.folder).write_text("summary.md", text)
+    print(shown)
+    _say_written([options.folder / "summary.md", *figures.draw(tables.labelled(runs), options.folder / "figure")])
 
 
 def _list(options: argparse.Namespace, command: str) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from pwgf_jax.experiments.folder import Arm
 from pwgf_jax.experiments.reading import Call
+from pwgf_jax.experiments.results import Arm
 
 __all__ = ["PRODUCT", "VALUE", "cost_model", "gradients", "seconds"]
 

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
 
-from pwgf_jax.experiments.config import Config, dump, fingerprint, load, unfold
-from pwgf_jax.experiments.messages import ConfigError, literal
+from pwgf_jax.experiments import archives
+from pwgf_jax.experiments.config import Config, load
+from pwgf_jax.experiments.messages import ConfigError
+from pwgf_jax.experiments.results import Arm, dataset, tidy
 from pwgf_jax.flows import Status
 from pwgf_jax.solve import Solution
 from pwgf_jax.solve.files import replacing
@@ -31,45 +31,10 @@ try:
 except ImportError:  # not on Windows: there two processes in one folder are not told apart
     fcntl = None
 
-__all__ = ["Arm", "RunFolder", "create", "open_run", "refuse_taken"]
+__all__ = ["RunFolder", "open_run"]
 
 _RESULTS = {"metrics.npz": ("step", "value"), "final.npz": ("points", "weights", "value", "status", "steps")}
 _TOLD = ("name", "command", "config_hash", "dtype", "seeds", "steps", "device", "devices", "backend", "jax", "pwgf_jax")
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What one method did, read back.
-
-    Args:
-        records: "step" (records,), and every other record (seeds, records).
-        status: of every seed, shape (seeds,).
-        info: what run.json says about it.
-
-    Example:
-        >>> values = np.array([[2.0, 1.0], [2.0, np.nan]])
-        >>> arm = Arm({"step": np.arange(2), "value": values}, np.array([2, 3]), {})
-        >>> arm.finite.tolist()
-        [True, False]
-    """
-
-    records: dict[str, np.ndarray]
-    status: np.ndarray
-    info: dict[str, Any]
-
-    @property
-    def finite(self) -> np.ndarray:
-        """Which seeds stayed finite; the others are left out of statistics."""
-        return (self.status != Status.not_finite) & np.all(np.isfinite(self.records[self.objective]), axis=1)
-
-    @property
-    def objective(self) -> str:
-        """The record of the objective: that on all data where a flow evaluates batches of them."""
-        return "full_value" if "full_value" in self.records else "value"
-
-    def of(self, name: str) -> np.ndarray:
-        """A record of the seeds that stayed finite."""
-        return self.records[name][self.finite]
 
 
 @dataclass(frozen=True)
@@ -126,6 +91,68 @@ class RunFolder:
         metrics, final = results.values()
         return {arm: Arm(_below(metrics, arm), final[f"{arm}/status"], info[arm]) for arm in finished}
 
+    def to_xarray(self) -> Any:
+        """The finished arms as an ``xarray.Dataset`` with the dimensions arm, seed and step.
+
+        Every record of metrics.npz is a variable over all three. The steps are those of all arms together; where an
+        arm has no record, there is NaN. So a yes or no, as ``perturbed``, is 1 or 0, and its mean over the seeds a
+        share. ``final_value``, ``steps_taken`` and ``status`` (its name) are per arm and seed. Attributes are what
+        run.json says, flat. Where a key was varied, ``method`` and ``varied`` say of each arm which of the config's
+        it is and what value the key has.
+
+        Returns:
+            The data set; ``to_netcdf`` writes it.
+
+        Raises:
+            ConfigError: as :meth:`arms` does, if no arm is finished, or xarray is not installed.
+
+        Example:
+            >>> import tempfile
+            >>> from pwgf_jax.experiments import runner
+            >>> from pwgf_jax.experiments.config import parse
+            >>> data = {"source": "teacher", "points": 8, "inputs": 3, "outputs": 2}
+            >>> table = {"functional": "icfl", "particles": 4, "data": data, "start": {"kind": "gaussian"}}
+            >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
+            >>> config = parse({"name": "a", "steps": 2, "seeds": 3, "problem": table, "arms": arms})
+            >>> with tempfile.TemporaryDirectory() as place:
+            ...     data = runner.run(config, Path(place) / "a").to_xarray()
+            >>> dict(data.sizes), data["value"].dims, data.attrs["name"]
+            ({'arm': 1, 'seed': 3, 'step': 3}, ('arm', 'seed', 'step'), 'a')
+            >>> bool((data["value"].sel(arm="static", step=2) == data["final_value"].sel(arm="static")).all())
+            True
+        """
+        arms, info, final = self.arms(), self.info, self.arrays("final.npz")
+        if not arms:
+            raise ConfigError(f"{self.path}: no arm is finished yet; go on with `pwgf resume {self.path}`.")
+        about = {name: value for name, value in info.items() if name != "arms"}
+        return dataset(arms, {arm: final[f"{arm}/value"] for arm in arms}, about)
+
+    def to_dataframe(self) -> Any:
+        """The finished arms as a tidy ``pandas.DataFrame``: a line for each record of each seed of each arm.
+
+        Columns are arm, seed, step and the variables of :meth:`to_xarray`; those that a seed has one of repeat.
+
+        Returns:
+            The frame.
+
+        Raises:
+            ConfigError: as :meth:`to_xarray` does.
+
+        Example:
+            >>> import tempfile
+            >>> from pwgf_jax.experiments import runner
+            >>> from pwgf_jax.experiments.config import parse
+            >>> data = {"source": "teacher", "points": 8, "inputs": 3, "outputs": 2}
+            >>> table = {"functional": "icfl", "particles": 4, "data": data, "start": {"kind": "gaussian"}}
+            >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
+            >>> config = parse({"name": "a", "steps": 2, "seeds": 3, "problem": table, "arms": arms})
+            >>> with tempfile.TemporaryDirectory() as place:
+            ...     frame = runner.run(config, Path(place) / "a").to_dataframe()
+            >>> len(frame), frame[["arm", "seed", "step", "status"]].values.tolist()[0]
+            (9, ['static', 0, 0, 'budget_spent'])
+        """
+        return tidy(self.to_xarray())
+
     def snapshots(self) -> dict[str, dict[str, np.ndarray]]:
         """The snapshots of every arm that has them: "step" (k,), "points" (k, N, d) and perhaps "target" (M, d)."""
         arrays = self.arrays("snapshots.npz")
@@ -138,15 +165,14 @@ class RunFolder:
         Raises:
             ConfigError: if it is damaged.
         """
-        if not (self.path / name).exists():
-            return {}
         try:
-            with open(self.path / name, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
+            return archives.read(self.path / name) if (self.path / name).exists() else {}
         except Exception as error:  # bytes can be wrong in more ways than NumPy and zipfile have errors for
-            raise ConfigError(
-                f"{self.path / name}: damaged ({error}); `pwgf resume {self.path}` runs again what was in it."
-            ) from error
+            raise self._damaged(name, error) from error
+
+    def _damaged(self, name: str, error: Exception) -> ConfigError:
+        said = f"damaged ({error}); `pwgf resume {self.path}` runs again what was in it."
+        return ConfigError(f"{self.path / name}: {said}")
 
     def mend(self, config: Config) -> list[str]:
         """Take what is damaged or missing for not finished, so that it is run again.
@@ -179,11 +205,6 @@ class RunFolder:
             f"{self.path / name}: it is damaged, or what it had of {', '.join(arms)} is gone: run again."
             for name, arms in lost.items()
         ]
-
-    def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replace an .npz file of the folder."""
-        with replacing(self.path / name) as file:
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
     def write_text(self, name: str, text: str) -> None:
         """Replace a text file of the folder."""
@@ -236,17 +257,18 @@ class RunFolder:
             snapshots: steps to keep the points of.
             target: the points that they are to meet, if there are any.
         """
-        records = {f"{arm}/{name}": np.asarray(value) for name, value in solution.records.items()}
-        if (points := records.pop(f"{arm}/points", None)) is not None:
-            step = records[f"{arm}/step"][0]
-            at = np.flatnonzero(np.isin(step, np.asarray(snapshots)))
-            kept = {f"{arm}/step": step[at], f"{arm}/points": points[0, at]}
-            if target is not None:
-                kept[f"{arm}/target"] = np.asarray(target)
-            self.write_arrays("snapshots.npz", self.arrays("snapshots.npz") | kept)
-        records[f"{arm}/step"] = records[f"{arm}/step"][0]
-        self.write_arrays("metrics.npz", self.arrays("metrics.npz") | records)
-        self.write_arrays("final.npz", self.arrays("final.npz") | _final(arm, solution))
+        records = {name: np.asarray(value) for name, value in solution.records.items()}
+        records["step"] = records["step"][0]
+        files: dict[str, Mapping[str, Any]] = {"metrics.npz": records, "final.npz": _final(solution)}
+        if (points := records.pop("points", None)) is not None:
+            at = np.isin(records["step"], np.asarray(snapshots))
+            kept = {"step": records["step"][at], "points": points[0, at]}
+            files = {"snapshots.npz": kept if target is None else kept | {"target": target}, **files}
+        for name, arrays in files.items():
+            try:
+                archives.add(self.path / name, arm, arrays)
+            except (ValueError, EOFError, BadZipFile) as error:
+                raise self._damaged(name, error) from error
         info = self.info
         status = [Status(int(code)) for code in np.asarray(solution.status)]
         info["arms"][arm] |= {
@@ -264,14 +286,18 @@ def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarra
     return {key.removeprefix(f"{prefix}/"): value for key, value in arrays.items() if key.startswith(f"{prefix}/")}
 
 
-def _final(arm: str, solution: Solution) -> dict[str, np.ndarray]:
+def _final(solution: Solution) -> dict[str, Any]:
     """The measures returned and how they came about; points of several leaves under the leaves' names."""
     points = {
         "/".join(["points", *filter(None, [jax.tree_util.keystr(path, simple=True, separator="/")])]): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(solution.mu.points)
     }
-    kept = {"weights": solution.mu.weights, "value": solution.value, "status": solution.status, "steps": solution.steps}
-    return {f"{arm}/{name}": np.asarray(value) for name, value in (points | kept).items()}
+    return points | {
+        "weights": solution.mu.weights,
+        "value": solution.value,
+        "status": solution.status,
+        "steps": solution.steps,
+    }
 
 
 def _missing(results: Mapping[str, Mapping[str, Any]], arm: str, wanted: Mapping[str, Any] | None = None) -> str:
@@ -282,101 +308,6 @@ def _missing(results: Mapping[str, Mapping[str, Any]], arm: str, wanted: Mapping
         if any(not any(f"{key}/".startswith(f"{arm}/{name}/") for key in results[file]) for name in names)
     )
     return next(lacking, "")
-
-
-def create(path: Path, config: Config, command: str) -> RunFolder:
-    """Make the folder of a new run.
-
-    Args:
-        path: where; nothing else may be there.
-        config: what will be run.
-        command: as the user typed it.
-
-    Returns:
-        The folder, with run.json and config.toml in it.
-
-    Raises:
-        ConfigError: if the folder holds something already or cannot be made.
-
-    Example:
-        >>> import tempfile
-        >>> from pwgf_jax.experiments.config import parse
-        >>> start = {"kind": "gaussian", "dimension": 2}
-        >>> problem = {"functional": "energy.py:F", "particles": 9, "start": start}
-        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
-        >>> config = parse({"name": "a", "steps": 9, "problem": problem, "arms": arms})
-        >>> with tempfile.TemporaryDirectory() as place:
-        ...     create(Path(place) / "mine", config, "pwgf run mine.toml").unfinished
-        ['static']
-    """
-    folder, text = RunFolder(path), dump(config)
-    info = {
-        "name": config.name,
-        "command": command,
-        "problem": _problem(config),
-        "config": text,
-        "config_hash": fingerprint(config),
-        **environment(),
-        "dtype": config.dtype,
-        "seeds": config.seeds,
-        "steps": config.steps,
-        "targets": config.targets,
-        "arms": _outset(config),
-    }
-    refuse_taken(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        folder.write_info(info)
-        folder.write_text("config.toml", text)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written to ({error.strerror}); give another --out.") from error
-    return folder
-
-
-def _problem(config: Config) -> str:
-    """What was run, in a line: the functional or objective, with its options and its size."""
-    problem = config.problem
-    options = ", ".join(f"{name} = {literal(value)}" for name, value in problem.plain_options.items())
-    said = f"{problem.name}({options})" if options else problem.name
-    if not problem.is_objective:
-        said += f", {problem.particles} particles"
-    return said if config.vary is None else f"{said}; {config.vary.key} takes {len(config.vary.values)} values"
-
-
-def _outset(config: Config) -> dict[str, dict[str, Any]]:
-    """The arms before they have run, and what tells apart those that one varied key makes of one arm."""
-    outset: dict[str, dict[str, Any]] = {}
-    for part in unfold(config):
-        for label, arm in part.origin.items():
-            outset[label] = {"finished": False}
-            if config.vary is not None and config.vary.concerns(arm):
-                outset[label]["varied"] = {"arm": arm, "key": config.vary.key, "value": part.value}
-    return outset
-
-
-def refuse_taken(path: Path, ours: Sequence[str] = ()) -> None:
-    """Refuse a place where nothing can be put without mixing it with something else.
-
-    Args:
-        path: a folder, which need not exist.
-        ours: names of files that are no hindrance.
-
-    Raises:
-        ConfigError: if it is a file, or files are in it; hidden ones do not count, nor what a kill left half written.
-
-    Example:
-        >>> refuse_taken(Path("no/such"))
-    """
-    if path.is_file():
-        raise ConfigError(f"{path}: it is a file; give another --out.")
-    if (path / "run.json").exists():
-        raise ConfigError(
-            f"{path}: it holds another run; go on with it by `pwgf resume {path}`, or give another --out."
-        )
-    held = sorted(each.name for each in path.iterdir()) if path.is_dir() else []
-    if others := [name for name in held if not name.startswith(".") and name not in (*ours, "run.json.part")]:
-        shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        raise ConfigError(f"{path}: it is not empty ({shown}); give another --out.")
 
 
 def open_run(path: Path) -> RunFolder:
@@ -411,34 +342,3 @@ def open_run(path: Path) -> RunFolder:
     if not (path / "config.toml").exists() and "config" in info:  # killed before it was written, or deleted since
         folder.write_text("config.toml", info["config"])
     return folder
-
-
-def environment() -> dict[str, Any]:
-    """Versions, devices and the state of the sources, as far as they can be known."""
-    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", "optax")}
-    from pwgf_jax import __version__
-
-    return {
-        "pwgf_jax": __version__,
-        "python": platform.python_version(),
-        **versions,
-        "platform": platform.platform(),
-        "backend": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "git": _git(),
-    }
-
-
-def _git() -> dict[str, Any] | None:
-    """The state of these sources, if it is they that a repository keeps: an environment may lie in somebody else's."""
-
-    def ask(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        ask("ls-files", "--error-unmatch", "--", Path(__file__).name)
-        return {"commit": ask("rev-parse", "HEAD"), "changed": bool(ask("status", "--porcelain", "--", "."))}
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -16,8 +16,9 @@ from pwgf_jax.experiments import own
 from pwgf_jax.experiments.build import Experiment, build
 from pwgf_jax.experiments.config import Config, Part, fingerprint, unfold
 from pwgf_jax.experiments.costs import cost_model
-from pwgf_jax.experiments.folder import RunFolder, create, open_run, refuse_taken
+from pwgf_jax.experiments.folder import RunFolder, open_run
 from pwgf_jax.experiments.messages import ConfigError, say
+from pwgf_jax.experiments.outset import create, refuse_taken
 from pwgf_jax.experiments.progress import Bar
 from pwgf_jax.solve import Progress, sweep
 from pwgf_jax.solve.checkpoint import CheckpointError

@@ -1,4 +1,4 @@
-"""Test problems of finite dimension, with what closed forms say of their minima, saddles and spectra; and laws to meet."""
+"""Test problems: objectives with what closed forms say of their minima, saddles and spectra, and laws to meet."""
 
 from pwgf_jax.problems.base import CriticalPoint, Problem
 from pwgf_jax.problems.imbalanced import (

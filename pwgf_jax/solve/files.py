@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         path: the file to replace, or to make.
 
     Yields:
-        The new file, to write bytes to.
+        The new file, to write bytes to, and to read them back.
 
     Raises:
         OSError: if it cannot be written; the old file is as it was.
@@ -38,7 +38,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     part = path.with_name(f"{path.name}.part")
     part.unlink(missing_ok=True)  # left by a kill, or a link that would be written through
     try:
-        with open(part, "xb") as file:
+        with open(part, "x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())  # or after a power cut the new name may hold nothing

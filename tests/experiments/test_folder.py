@@ -1,4 +1,4 @@
-"""Run folders that something has happened to: a sentence each, and what is lost is run again."""
+"""Run environment that something has happened to: a sentence each, and what is lost is run again."""
 
 import json
 import resource
@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pwgf_jax.experiments import folder as folders
-from pwgf_jax.experiments import load, runner
+from pwgf_jax.experiments import ConfigError, archives, load, outset, runner
 from pwgf_jax.experiments.cli import main
-from pwgf_jax.experiments.folder import RunFolder, create, open_run
+from pwgf_jax.experiments.folder import RunFolder, open_run
+from pwgf_jax.experiments.outset import create
 
 
 def go(*argv: object) -> int:
@@ -58,7 +58,9 @@ def test_damage_is_a_sentence_and_its_arms_are_taken_for_not_run(name, damage, f
 
 def test_an_arm_that_is_missing_is_the_only_one_that_is_run_again(finished):
     folder = RunFolder(finished)
-    folder.write_arrays("final.npz", {k: v for k, v in folder.arrays("final.npz").items() if k != "hessian/status"})
+    archives.write(
+        finished / "final.npz", {k: v for k, v in folder.arrays("final.npz").items() if k != "hessian/status"}
+    )
     assert len(folder.mend(folder.config)) == 1
     assert folder.unfinished == ["hessian"]
     assert list(folder.arms()) == ["static"]
@@ -127,7 +129,7 @@ def test_a_folder_that_cannot_be_written_to_is_a_sentence(tiny, finished, tmp_pa
     monkeypatch.setattr("os.replace", refuse)  # whoever runs the tests may be allowed everything
     assert go("plot", finished) == 2
     assert capsys.readouterr().err == f"pwgf: {finished / 'summary.md.part'}: Permission denied\n"
-    with pytest.raises(folders.ConfigError, match=r"cannot be written to \(Permission denied\); give another --out"):
+    with pytest.raises(ConfigError, match=r"cannot be written to \(Permission denied\); give another --out"):
         create(tmp_path / "out", load(tiny), "")
 
 
@@ -180,7 +182,7 @@ def test_figures_stay_in_the_folder_whatever_a_value_is_called(finished, tmp_pat
         arm |= {"second_order": {"eps": 1.0, "delta": 1.0}}
         metrics[f"{name}/curvature"] = np.zeros_like(metrics[f"{name}/value"])
     folder.write_info(info)
-    folder.write_arrays("metrics.npz", metrics)
+    archives.write(finished / "metrics.npz", metrics)
     before = set(tmp_path.rglob("*"))
     assert go("plot", finished) == 0
     new = set(tmp_path.rglob("*")) - before
@@ -241,19 +243,19 @@ def test_trusted_code_is_run(own):
 def test_the_state_of_the_sources_is_that_of_a_repository_that_keeps_them(tmp_path, monkeypatch):
     package = tmp_path / "env" / "pwgf_jax"
     package.mkdir(parents=True)
-    (package / "folder.py").touch()
+    (package / "outset.py").touch()
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
-    monkeypatch.setattr(folders, "__file__", str(package / "folder.py"))
+    monkeypatch.setattr(outset, "__file__", str(package / "outset.py"))
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "a thesis"], check=True)
-    assert folders.environment()["git"] is None  # the thesis's commit says nothing about the package
+    assert outset.environment()["git"] is None  # the thesis's commit says nothing about the package
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "the sources"], check=True)
-    state = folders.environment()["git"]
+    state = outset.environment()["git"]
     assert state is not None
     assert (len(state["commit"]), state["changed"]) == (40, False)
-    (package / "folder.py").write_text("changed", encoding="utf-8")
-    assert folders.environment()["git"] == state | {"changed": True}
+    (package / "outset.py").write_text("changed", encoding="utf-8")
+    assert outset.environment()["git"] == state | {"changed": True}
 
 
 def test_the_problem_is_named_with_its_options(tiny, tmp_path):

@@ -17,9 +17,10 @@ from pwgf_jax.experiments import ConfigError, build, load
 from pwgf_jax.experiments.batches import Setting
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.descents import DESCENTS
-from pwgf_jax.experiments.folder import Arm, open_run
+from pwgf_jax.experiments.folder import open_run
 from pwgf_jax.experiments.objectives import OBJECTIVES
-from pwgf_jax.experiments.summary import extremes, landing, overview
+from pwgf_jax.experiments.report.tables import extremes, landing, overview
+from pwgf_jax.experiments.results import Arm
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 digits: Any = partial(OBJECTIVES["long_tailed_digits"], hidden=2, depth=40)

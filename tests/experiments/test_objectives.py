@@ -13,13 +13,14 @@ from pwgf_jax import Particles, functionals, problems, run
 from pwgf_jax.experiments import ConfigError, build, dump, load
 from pwgf_jax.experiments.batches import Setting
 from pwgf_jax.experiments.catalogue import OBJECTIVES as ENTRIES
-from pwgf_jax.experiments.certification import certify_run
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.config import parse, unfold
 from pwgf_jax.experiments.descents import DESCENTS
-from pwgf_jax.experiments.folder import Arm, open_run
+from pwgf_jax.experiments.folder import open_run
 from pwgf_jax.experiments.objectives import OBJECTIVES
-from pwgf_jax.experiments.summary import objectives
+from pwgf_jax.experiments.report.certificates import certify_run
+from pwgf_jax.experiments.report.tables import objectives
+from pwgf_jax.experiments.results import Arm
 from pwgf_jax.flows import descent
 from pwgf_jax.solve import Record
 
@@ -167,9 +168,12 @@ def test_a_run_over_objectives_says_who_arrives_where(finished, capsys):
         arms["pgd-well"].records["gradients"][0], arms["pgd-well"].records["step"].clip(0, 120)
     )
     summary = (finished / "summary.md").read_text(encoding="utf-8")
-    assert "| sgd                          | not reached" in summary
-    assert "| sgd          | 2 origin | 2 1+2" in summary
-    assert "| pgd          | 2 well" in summary
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in summary.splitlines()]
+    cost = rows.index(["cost of a second-order point", "sgd", "pgd"])
+    assert rows[cost + 2][:2] == ["well", "not reached"]
+    ends = rows.index(["seeds end at", "sgd", "pgd"])
+    assert rows[ends + 2] == ["well", "2 origin", "2 well"]
+    assert rows[ends + 3][:2] == ["pair", "2 1+2"]
     files = {"figure.png", "figure-well.png", "figure-pair.png"}
     assert files <= {path.name for path in finished.iterdir()}
     assert main(["plot", str(finished), "--x", "bits"]) == 2

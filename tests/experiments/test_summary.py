@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from pwgf_jax.experiments.folder import Arm
-from pwgf_jax.experiments.plots import draw, thinned
-from pwgf_jax.experiments.summary import escape, overview
+from pwgf_jax.experiments.report.figures import draw, thinned
+from pwgf_jax.experiments.report.tables import escape, overview
+from pwgf_jax.experiments.results import Arm
 
 
 def arm(values, norms, step=None):

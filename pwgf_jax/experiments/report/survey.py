@@ -14,10 +14,10 @@ from jaxtyping import Array
 
 from pwgf_jax.calculus import Functional, wasserstein_hessian
 from pwgf_jax.experiments import runner
-from pwgf_jax.experiments.certification import Certified, certify_run
 from pwgf_jax.experiments.config import Config
-from pwgf_jax.experiments.landscape import Found, Survey, cluster
 from pwgf_jax.experiments.messages import ConfigError, suggestion
+from pwgf_jax.experiments.report.certificates import Certified, certify_run
+from pwgf_jax.experiments.report.landscape import Found, Survey, cluster
 from pwgf_jax.measures import Particles, traceable
 from pwgf_jax.tridiagonal import decompose, flatten, ritz
 

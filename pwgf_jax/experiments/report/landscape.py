@@ -11,8 +11,8 @@ import numpy as np
 
 from pwgf_jax.certificate import Verdict
 from pwgf_jax.experiments.folder import RunFolder
-from pwgf_jax.experiments.plots import canvas, style
-from pwgf_jax.experiments.summary import table
+from pwgf_jax.experiments.report.look import canvas, style
+from pwgf_jax.experiments.report.tables import table
 
 __all__ = ["CriticalPoint", "Found", "Survey", "cluster", "conclusion", "report", "write"]
 

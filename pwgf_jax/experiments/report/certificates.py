@@ -16,11 +16,12 @@ from jaxtyping import Array
 from pwgf_jax.calculus import Functional, wasserstein_hessian
 from pwgf_jax.certificate import Certificate, certify
 from pwgf_jax.experiments.build import Experiment
-from pwgf_jax.experiments.folder import Arm, RunFolder
+from pwgf_jax.experiments.folder import RunFolder
 from pwgf_jax.experiments.messages import ConfigError, suggestion
 from pwgf_jax.experiments.reading import Call
+from pwgf_jax.experiments.report.tables import table
+from pwgf_jax.experiments.results import Arm
 from pwgf_jax.experiments.runner import experiments, settings, unchanged
-from pwgf_jax.experiments.summary import table
 from pwgf_jax.krylov import lanczos
 from pwgf_jax.measures import Particles, traceable
 from pwgf_jax.spectrum import Curvature
@@ -118,7 +119,8 @@ def certify_run(
     with settings(config):
         for part, experiment in experiments(config):
             chosen = [label for label in part.config.arms if label in (arms if arm is None else [arm])]
-            known = part.config.problem.constants or {}
+            said = part.config.problem.constants
+            known = {} if said is None else said.arguments
             negative = delta or known.get("delta")
             for label in chosen:
                 small = eps or known.get("eps") or _own_eps(part.config.arms[label], arms[label])
