@@ -17,11 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
+import jax
+
 from pwgf_jax import __version__
-from pwgf_jax.experiments import listing, runner
+from pwgf_jax.experiments import listing
+from pwgf_jax.experiments import run as runs
 from pwgf_jax.experiments.config import Config, load, parse
 from pwgf_jax.experiments.folder import RunFolder, open_run
-from pwgf_jax.experiments.messages import ConfigError, say
+from pwgf_jax.experiments.loggers import LOGGERS
+from pwgf_jax.experiments.messages import ConfigError, say, suggestion
 from pwgf_jax.experiments.outset import refuse_taken
 from pwgf_jax.experiments.report import certificates, figures, landscape, particles, survey, tables
 from pwgf_jax.experiments.results import families
@@ -78,7 +82,7 @@ def _how_to_go_on(options: argparse.Namespace) -> str:
     if options.do not in (_run, _resume) or not isinstance(folder, Path) or not (folder / "run.json").exists():
         return ""
     try:
-        trust = "--trust " if runner.own_code(open_run(folder).config) else ""
+        trust = "--trust " if runs.own_code(open_run(folder).config) else ""
     except (ConfigError, OSError):
         return ""
     return f"; go on with: pwgf resume {trust}{shlex.quote(str(folder))}"
@@ -110,16 +114,17 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     run = command("run", _run, "run the experiment of a TOML file into a new folder")
-    run.add_argument("config", help="the TOML file")
+    run.add_argument("config", help="the TOML file, or the name of a shipped one (see `pwgf list`)")
     run.add_argument("--out", type=Path, dest="folder", help="the folder to make; runs/NAME-TIME if not given")
     run.add_argument(
         "--set", action="append", default=[], metavar="A.B=VALUE", dest="settings", help="change a key of the config"
     )
-    run.add_argument("--quiet", action="store_true", help="show no progress bar")
+    _watching(run)
 
     resume = command("resume", _resume, "go on with a run that was interrupted")
     resume.add_argument("folder", type=Path, help="the run folder")
-    resume.add_argument("--quiet", action="store_true", help="show no progress bar")
+    resume.add_argument("--steps", type=int, help="make it longer: the steps that it has in all then")
+    _watching(resume)
     _trust(resume)
 
     plot = command("plot", _plot, "draw the figure and write the summary of a run again")
@@ -141,7 +146,9 @@ def _parser() -> argparse.ArgumentParser:
     land = command(
         "landscape", _landscape, "find critical points from many starts, and say whether they are strict saddles"
     )
-    land.add_argument("config", help="the TOML file; all starts have the data of its first seed")
+    land.add_argument(
+        "config", help="the TOML file, or the name of a shipped one; all starts have the data of its first seed"
+    )
     land.add_argument("--out", type=Path, dest="folder", help="the folder to make; runs/NAME-TIME if not given")
     land.add_argument(
         "--arm",
@@ -173,6 +180,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _watching(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    parser.add_argument("--log", choices=LOGGERS, help="tell this of the run's progress too")
+    parser.add_argument("--no-cache", action="store_true", help="keep no compiled programs for the next run")
+
+
 def _trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust", action="store_true", help="run the Python file that the folder's config names, if it names one"
@@ -181,7 +194,7 @@ def _trust(parser: argparse.ArgumentParser) -> None:
 
 def _trusted(options: argparse.Namespace) -> bool:
     """Whether code that the folder names may be run: as given, or as answered where there is somebody to ask."""
-    own = [] if options.trust or not sys.stdin.isatty() else runner.own_code(open_run(options.folder).config)
+    own = [] if options.trust or not sys.stdin.isatty() else runs.own_code(open_run(options.folder).config)
     if not own:
         return options.trust
     say(f"{options.folder}: its config.toml names code of its own, {', '.join(own)}, which this runs.")
@@ -195,14 +208,34 @@ def _tolerances(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delta", type=float, help=f"curvature that counts as negative; {scale}")
 
 
+def _config(given: str) -> Path:
+    """The file of a config, or a shipped one by its name."""
+    if Path(given).exists() or given.endswith(".toml") or "/" in given or os.sep in given:
+        return Path(given)
+    known = listing.shipped()
+    if given not in known:
+        raise ConfigError(f"{given}: there is no such file, and no shipped config; {suggestion(given, known)}")
+    return known[given]
+
+
+def _keep_compiled(options: argparse.Namespace) -> None:
+    """What is compiled is kept for the next run, which then starts at once."""
+    if not options.no_cache and not jax.config.jax_compilation_cache_dir:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "pwgf_jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 def _run(options: argparse.Namespace, command: str) -> None:
-    config = load(options.config, options.settings)
+    config = load(_config(options.config), options.settings)
     own_steps = {name: arm.steps for name, arm in config.arms.items() if arm.steps}
     if own_steps and any(re.match(r"\s*steps\s*=", setting) for setting in options.settings):
         kept = ", ".join(f"{name} {steps}" for name, steps in own_steps.items())
         say(f"steps are those of arms that have none of their own; these keep theirs: {kept}.")
     options.folder = options.folder or _new_folder(config)
-    _report(runner.run(config, options.folder, command=command, quiet=options.quiet))
+    _keep_compiled(options)
+    logger = LOGGERS.get(options.log)
+    _report(runs.run(config, options.folder, command=command, quiet=options.quiet, logger=logger))
 
 
 def _new_folder(config: Config) -> Path:
@@ -211,7 +244,9 @@ def _new_folder(config: Config) -> Path:
 
 def _resume(options: argparse.Namespace, command: str) -> None:
     del command
-    _report(runner.resume(options.folder, quiet=options.quiet, trust=_trusted(options)))
+    _keep_compiled(options)
+    trust, logger = _trusted(options), LOGGERS.get(options.log)
+    _report(runs.resume(options.folder, steps=options.steps, quiet=options.quiet, trust=trust, logger=logger))
 
 
 def _plot(options: argparse.Namespace, command: str) -> None:
@@ -268,7 +303,9 @@ def _certify(options: argparse.Namespace, command: str) -> None:
 
 
 def _landscape(options: argparse.Namespace, command: str) -> None:
-    config = survey.prepare(load(options.config, options.settings), options.arms, options.starts, options.steps)
+    config = survey.prepare(
+        load(_config(options.config), options.settings), options.arms, options.starts, options.steps
+    )
     options.folder = options.folder or _new_folder(config)
     found = survey.explore(
         config,

@@ -108,14 +108,14 @@ class RunFolder:
 
         Example:
             >>> import tempfile
-            >>> from pwgf_jax.experiments import runner
+            >>> from pwgf_jax.experiments.run import run
             >>> from pwgf_jax.experiments.config import parse
             >>> data = {"source": "teacher", "points": 8, "inputs": 3, "outputs": 2}
             >>> table = {"functional": "icfl", "particles": 4, "data": data, "start": {"kind": "gaussian"}}
             >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
             >>> config = parse({"name": "a", "steps": 2, "seeds": 3, "problem": table, "arms": arms})
             >>> with tempfile.TemporaryDirectory() as place:
-            ...     data = runner.run(config, Path(place) / "a").to_xarray()
+            ...     data = run(config, Path(place) / "a").to_xarray()
             >>> dict(data.sizes), data["value"].dims, data.attrs["name"]
             ({'arm': 1, 'seed': 3, 'step': 3}, ('arm', 'seed', 'step'), 'a')
             >>> bool((data["value"].sel(arm="static", step=2) == data["final_value"].sel(arm="static")).all())
@@ -140,14 +140,14 @@ class RunFolder:
 
         Example:
             >>> import tempfile
-            >>> from pwgf_jax.experiments import runner
+            >>> from pwgf_jax.experiments.run import run
             >>> from pwgf_jax.experiments.config import parse
             >>> data = {"source": "teacher", "points": 8, "inputs": 3, "outputs": 2}
             >>> table = {"functional": "icfl", "particles": 4, "data": data, "start": {"kind": "gaussian"}}
             >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
             >>> config = parse({"name": "a", "steps": 2, "seeds": 3, "problem": table, "arms": arms})
             >>> with tempfile.TemporaryDirectory() as place:
-            ...     frame = runner.run(config, Path(place) / "a").to_dataframe()
+            ...     frame = run(config, Path(place) / "a").to_dataframe()
             >>> len(frame), frame[["arm", "seed", "step", "status"]].values.tolist()[0]
             (9, ['static', 0, 0, 'budget_spent'])
         """
@@ -248,7 +248,7 @@ class RunFolder:
         snapshots: Sequence[int] = (),
         target: Any = None,
     ) -> None:
-        """Keep what an arm did, its first seed's points at some steps included; its checkpoint is not needed any more.
+        """Keep what an arm did, its first seed's points at some steps included; and its checkpoint, to make it longer.
 
         Args:
             arm: its label.
@@ -279,7 +279,8 @@ class RunFolder:
             "meaning": {each.name: each.sentence for each in sorted(set(status))},
         }
         self.write_info(info)
-        self.checkpoint(arm).unlink(missing_ok=True)
+        if snapshots:  # with the points of every record in it
+            self.checkpoint(arm).unlink(missing_ok=True)
 
 
 def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

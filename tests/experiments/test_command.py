@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from pwgf_jax import __version__
-from pwgf_jax.experiments import build, load, runner
+from pwgf_jax.experiments import build, load
+from pwgf_jax.experiments import run as runner
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.progress import Bar
 from pwgf_jax.solve import Progress
@@ -148,7 +150,8 @@ def test_landscape_says_what_it_cannot_do(tiny, refused):
 def test_a_run_folder_holds_all_that_was_promised(run_once):
     config, out = run_once
     assert {path.name for path in out.iterdir()} == {
-        *("config.toml", "run.json", "metrics.npz", "final.npz", "summary.md", "figure.png", "figure.pdf")
+        *("config.toml", "run.json", "metrics.npz", "final.npz", "summary.md", "figure.png", "figure.pdf"),
+        *("checkpoint-static.npz", "checkpoint-hessian.npz"),  # to make it longer
     }
     assert load(out / "config.toml") == load(config, ["seed=3"])
     metrics, final = arrays(out / "metrics.npz"), arrays(out / "final.npz")
@@ -201,8 +204,48 @@ def test_an_interrupted_run_goes_on_and_ends_like_a_whole_one(finished, tmp_path
     assert set(whole) == set(pieces)
     for name, values in whole.items():
         np.testing.assert_allclose(values, pieces[name], rtol=1e-9, atol=1e-14)
-    assert not list(out.glob("checkpoint-*.npz"))
+    assert len(list(out.glob("checkpoint-*.npz"))) == 2  # to make it longer
     assert (out / "summary.md").exists()
+
+
+def test_a_run_made_longer_is_the_longer_run(tiny, tmp_path, capsys, refused):
+    assert run(tiny, tmp_path / "short") == 0
+    before = json.loads((tmp_path / "short" / "run.json").read_text())["arms"]["static"]
+    assert "--steps: given 5; the run has 6 already, give more." in refused("resume", tmp_path / "short", "--steps", 5)
+    assert go("resume", tmp_path / "short", "--quiet", "--steps", 12) == 0
+    assert run(tiny, tmp_path / "long", "steps=12") == 0
+    for name in ("metrics.npz", "final.npz"):
+        short, long = arrays(tmp_path / "short" / name), arrays(tmp_path / "long" / name)
+        assert short.keys() == long.keys()
+        for key, value in long.items():
+            np.testing.assert_array_equal(short[key], value, err_msg=key)
+    texts = [load(tmp_path / name / "config.toml") for name in ("short", "long")]
+    assert texts[0] == texts[1]
+    info = json.loads((tmp_path / "short" / "run.json").read_text())
+    assert info["steps"] == 12
+    clock = info["arms"]["static"]["clock"]
+    assert clock["step"] == sorted(set(clock["step"]))
+    assert clock["step"][-1] == 12
+    assert clock["seconds"][: len(before["clock"]["seconds"])] == before["clock"]["seconds"]
+    assert go("resume", tmp_path / "short", "--quiet") == 0  # it is one run, whole and unchanged
+
+
+def test_shipped_configs_are_run_by_name(tmp_path, monkeypatch, refused):
+    monkeypatch.chdir(tmp_path)
+    small = ["seeds=1", "steps=2", "record_every=1", "problem.particles=6", "problem.data.points=8", ONE_ARM]
+    assert run("matrix_factorization", tmp_path / "out", *small) == 0
+    assert "no such file, and no shipped config; allowed: " in refused("run", "matrix_factorisation")
+    assert "did you mean matrix_factorization?" in refused("run", "matrix_factorisation")
+
+
+def test_a_command_keeps_what_it_compiled_unless_told_otherwise(tiny, tmp_path):
+    code = "import sys; from pwgf_jax.experiments.cli import main; sys.exit(main(sys.argv[1:]))"
+    kept = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    for i, words in enumerate((["--no-cache"], [])):
+        command = [sys.executable, "-c", code, "run", str(tiny), "--out", str(tmp_path / str(i)), "--quiet", *words]
+        environment = kept | {"XDG_CACHE_HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        assert bool(list((tmp_path / "pwgf_jax").glob("*"))) == (not words)
 
 
 def test_resuming_a_finished_run_computes_nothing(finished, monkeypatch):

@@ -17,7 +17,7 @@ import pytest
 
 from pwgf_jax.experiments import ConfigError, build
 from pwgf_jax.experiments.config import parse, unfold
-from pwgf_jax.experiments.runner import run
+from pwgf_jax.experiments.run import run
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 MANY = int(os.environ.get("PWGF_TEST_MANY", "1"))

@@ -21,7 +21,7 @@ from pwgf_jax.experiments.messages import ConfigError, suggestion
 from pwgf_jax.experiments.reading import Call
 from pwgf_jax.experiments.report.tables import table
 from pwgf_jax.experiments.results import Arm
-from pwgf_jax.experiments.runner import experiments, settings, unchanged
+from pwgf_jax.experiments.run import experiments, settings, unchanged
 from pwgf_jax.krylov import lanczos
 from pwgf_jax.measures import Particles, traceable
 from pwgf_jax.spectrum import Curvature

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from pwgf_jax.calculus import Functional, wasserstein_hessian
-from pwgf_jax.experiments import runner
 from pwgf_jax.experiments.config import Config
 from pwgf_jax.experiments.messages import ConfigError, suggestion
 from pwgf_jax.experiments.report.certificates import Certified, certify_run
 from pwgf_jax.experiments.report.landscape import Found, Survey, cluster
+from pwgf_jax.experiments.run import run, settings
 from pwgf_jax.measures import Particles, traceable
 from pwgf_jax.tridiagonal import decompose, flatten, ritz
 
@@ -106,10 +106,10 @@ def explore(
     for name, number in (("tolerance", tolerance), ("eps", eps), ("delta", delta)):
         if number is not None and not 0 < number < math.inf:
             raise ConfigError(f"{name} = {number}; give a positive number.")
-    folder = runner.run(config, path, command=command, quiet=quiet)
+    folder = run(config, path, command=command, quiet=quiet)
     certified = certify_run(folder, eps=eps, delta=delta, trust=True)  # what it names was run just now
     small = eps or min(each.certificate.eps for each in certified)
-    with runner.settings(config):
+    with settings(config):
         ends = [_end(each) for each in certified if each.certificate.gradient_norm <= small]
     return Survey(cluster(ends, tolerance), len(certified), small)
 

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 
 from pwgf_jax.experiments import own
 from pwgf_jax.experiments.build import Experiment, build
-from pwgf_jax.experiments.config import Config, Part, fingerprint, unfold
+from pwgf_jax.experiments.config import Config, Part, dump, fingerprint, unfold
 from pwgf_jax.experiments.costs import cost_model
 from pwgf_jax.experiments.folder import RunFolder, open_run
+from pwgf_jax.experiments.loggers import Logger, logged
 from pwgf_jax.experiments.messages import ConfigError, say
 from pwgf_jax.experiments.outset import create, refuse_taken
 from pwgf_jax.experiments.progress import Bar
 from pwgf_jax.solve import Progress, sweep
 from pwgf_jax.solve.checkpoint import CheckpointError
 
+MakeLogger: TypeAlias = Callable[[Path, Mapping[str, Any]], Logger]
+
 __all__ = ["experiments", "own_code", "resume", "run", "settings", "unchanged"]
 
 
-def run(config: Config, path: Path, *, command: str = "", quiet: bool = True) -> RunFolder:
+def run(
+    config: Config, path: Path, *, command: str = "", quiet: bool = True, logger: MakeLogger | None = None
+) -> RunFolder:
     """Run an experiment into a new folder.
 
     Args:
@@ -34,6 +39,7 @@ def run(config: Config, path: Path, *, command: str = "", quiet: bool = True) ->
         path: the folder to make.
         command: what the user typed, for the record.
         quiet: whether to show no progress.
+        logger: one of :data:`.LOGGERS`, or what makes a :class:`.Logger` of the folder and the config.
 
     Returns:
         The folder, with all arms finished.
@@ -58,7 +64,7 @@ def run(config: Config, path: Path, *, command: str = "", quiet: bool = True) ->
         parts = experiments(config)
         folder = create(path, config, command)
         with folder.locked():
-            _advance(folder, parts, quiet)
+            _advance(folder, parts, _Watch(folder, config, quiet, logger))
     return folder
 
 
@@ -78,22 +84,32 @@ def experiments(config: Config) -> list[tuple[Part, Experiment]]:
     return [(part, build(part.config)) for part in unfold(config)]
 
 
-def resume(path: Path, *, quiet: bool = True, trust: bool = False) -> RunFolder:
+def resume(
+    path: Path,
+    *,
+    steps: int | None = None,
+    quiet: bool = True,
+    trust: bool = False,
+    logger: MakeLogger | None = None,
+) -> RunFolder:
     """Go on with a run that was interrupted: finished arms are kept, the one under way goes on from its checkpoint.
 
     What is damaged, or missing though it was finished, is said to be and run again.
 
     Args:
         path: the run folder.
+        steps: more than the run was made with, to make it longer: every arm goes on from where it ended. None for as
+            many as it was made with.
         quiet: whether to show no progress.
         trust: whether to run a Python file that the folder's config names.
+        logger: as in :func:`run`.
 
     Returns:
         The folder, with all arms finished.
 
     Raises:
-        ConfigError: if there is no run, another process runs it, its config or data are not what they were, or it
-            names code of its own that is not trusted.
+        ConfigError: if there is no run, another process runs it, its config or data are not what they were, it names
+            code of its own that is not trusted, or it has taken more steps already.
 
     Example:
         >>> resume(Path("no/such"))
@@ -106,10 +122,28 @@ def resume(path: Path, *, quiet: bool = True, trust: bool = False) -> RunFolder:
         config = unchanged(folder, trust=trust)
         for sentence in folder.mend(config):
             say(sentence)
+        if steps is not None:
+            config = _longer(folder, config, steps)
         if folder.unfinished:
             with settings(config):
-                _advance(folder, experiments(config), quiet)
+                _advance(folder, experiments(config), _Watch(folder, config, quiet, logger))
     return folder
+
+
+def _longer(folder: RunFolder, config: Config, steps: int) -> Config:
+    """The same run with more steps; its arms are not finished any more."""
+    if steps < config.steps:
+        raise ConfigError(f"--steps: given {steps}; the run has {config.steps} already, give more.")
+    longer, info = config.changed({("steps",): steps}), folder.info
+    for before, after in zip(unfold(config), unfold(longer), strict=True):
+        for arm in after.config.arms:
+            info["arms"][arm]["finished"] &= before.config.steps_of(arm) == after.config.steps_of(arm)
+    text = dump(longer)
+    # A crash in between leaves no config.toml: opening the folder writes it again from run.json.
+    (folder.path / "config.toml").unlink()
+    folder.write_info(info | {"steps": steps, "config": text, "config_hash": fingerprint(longer)})
+    folder.write_text("config.toml", text)
+    return longer
 
 
 def unchanged(folder: RunFolder, *, trust: bool = False) -> Config:
@@ -188,17 +222,16 @@ def settings(config: Config) -> Iterator[None]:
         yield
 
 
-def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], quiet: bool) -> None:
+def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], watch: _Watch) -> None:
     """Run the arms that are not finished."""
     unfinished = folder.unfinished
-    with Bar({arm: part.config.steps_of(arm) for part, _ in parts for arm in part.config.arms}, quiet=quiet) as bar:
+    with watch:
         for part, experiment in parts:
             for arm, flow in experiment.flows.items():
                 if arm not in unfinished:
-                    bar.skip(arm)
+                    watch.skip(arm)
                     continue
-                bar.begin(arm)
-                clock = _Clock(bar)
+                watch.begin(arm)
                 go = partial(
                     sweep,
                     flow,
@@ -206,7 +239,7 @@ def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], quiet: boo
                     experiment.keys,
                     part.config.steps_of(arm),
                     experiment.records[arm],
-                    progress=clock,
+                    progress=watch,
                     checkpoint=folder.checkpoint(arm),
                 )
                 try:
@@ -215,27 +248,58 @@ def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], quiet: boo
                     say(f"{error.args[0].partition(';')[0]}: arm {arm} starts afresh.")
                     folder.checkpoint(arm).unlink()
                     solution = go()
-                timing = clock.timing() | experiment.facts
+                timing = watch.timing(folder.info["arms"][arm]) | experiment.facts
                 if part.config.arms[arm].key == "flow":  # a transform counts for itself
                     timing["cost"] = cost_model(part.config.arms[arm], experiment.points)
                 folder.finish(arm, solution, timing, part.config.snapshots, experiment.target)
 
 
-class _Clock:
-    """Passes progress on, and notes what the steps have taken."""
+class _Watch:
+    """Passes progress on to the bar and to a logger, and notes what the steps have taken."""
 
-    def __init__(self, bar: Bar) -> None:
-        self._bar, self._began = bar, time.perf_counter()
+    def __init__(self, folder: RunFolder, config: Config, quiet: bool, logger: MakeLogger | None) -> None:
+        steps = {arm: part.config.steps_of(arm) for part in unfold(config) for arm in part.config.arms}
+        self._bar = Bar(steps, quiet=quiet)
+        self._logger = None if logger is None else logger(folder.path, config.model_dump(mode="json"))
+        self._arm, self._began = "", 0.0
         self._seen: list[tuple[int, float, int]] = []
+
+    def __enter__(self) -> None:
+        self._bar.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.__exit__(*error)
+        if self._logger is not None:
+            self._logger.close()
+
+    def skip(self, arm: str) -> None:
+        self._bar.skip(arm)
+
+    def begin(self, arm: str) -> None:
+        self._arm, self._began, self._seen = arm, time.perf_counter(), []
+        self._bar.begin(arm)
 
     def __call__(self, progress: Progress) -> None:
         self._seen.append((progress.step, round(progress.seconds, 6), progress.seed_steps))
         self._bar(progress)
+        if self._logger is not None:
+            logged(self._logger, self._arm, progress)
 
-    def timing(self) -> dict[str, Any]:
-        """What run.json says: seconds in all, and at the ends of chunks those of the steps alone."""
-        columns = ([row[i] for row in self._seen] for i in range(3))
+    def timing(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """What run.json says: seconds in all, and at the ends of chunks those of the steps alone.
+
+        Args:
+            before: what it said of the arm before, which a longer run goes on with.
+        """
+        rows = [
+            row
+            for row in zip(*before.get("clock", {}).values(), strict=True)
+            if not self._seen or row[0] < self._seen[0][0]
+        ]
         timing: dict[str, Any] = {"seconds": round(time.perf_counter() - self._began, 3)}
+        if rows:
+            timing["seconds"] += before["seconds"]
+        columns = ([row[i] for row in (*rows, *self._seen)] for i in range(3))
         timing["clock"] = dict(zip(("step", "seconds", "seed_steps"), columns, strict=True))
         if self._seen and self._seen[-1][1] > 0:
             _, stepping, seed_steps = self._seen[-1]
