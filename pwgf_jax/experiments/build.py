@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -411,10 +411,8 @@ def _own(call: Call, options: Any, count: int, place: Place) -> Callable[..., An
 class _OwnSource:
     """A source of the user's: (key, dtype) -> points of a target, inputs and targets, or :class:`.Data`."""
 
-    classes: ClassVar[bool] = False
-
     def __init__(self, function: Callable[..., Any], place: Place, key: Array, dtype: Any) -> None:
-        self._function, self._place = function, place
+        self._function, self._place, self.classes = function, place, False
         tests = jax.eval_shape(lambda: self.draw(key, dtype)).test_inputs
         self.held_out = 0 if tests is None else tests.shape[0]
 
@@ -423,7 +421,8 @@ class _OwnSource:
             drawn = self._function(key, dtype)
             if isinstance(drawn, Data):
                 return drawn
-            return Data(*(jnp.asarray(each, dtype) for each in (drawn if isinstance(drawn, tuple) else (drawn,))))
+            inputs, targets = drawn if isinstance(drawn, tuple) else (drawn, None)
+            return Data(jnp.asarray(inputs, dtype), None if targets is None else jnp.asarray(targets, dtype))
 
 
 class _OwnStart:

@@ -97,7 +97,7 @@ class Near(Table):
     scale: float = 0.0
 
 
-def _offered(module: Any, wanted: Callable[[Any], bool]) -> dict[str, Any]:
+def _offered(module: Any, wanted: Callable[[Any], Any]) -> dict[str, Any]:
     return {name: getattr(module, name) for name in sorted(module.__all__) if wanted(getattr(module, name))}
 
 

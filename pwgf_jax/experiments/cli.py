@@ -220,7 +220,7 @@ def _config(given: str) -> Path:
 
 def _keep_compiled(options: argparse.Namespace) -> None:
     """What is compiled is kept for the next run, which then starts at once."""
-    if not options.no_cache and not jax.config.jax_compilation_cache_dir:
+    if not options.no_cache and not jax.config.read("jax_compilation_cache_dir"):
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "pwgf_jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

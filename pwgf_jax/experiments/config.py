@@ -134,7 +134,7 @@ class Config(Table):
     """
 
     # A document that varies whole problems needs none of its own.
-    model_config = ConfigDict(json_schema_extra=lambda schema: schema["required"].remove("problem"))
+    model_config = ConfigDict(json_schema_extra={"required": ["name", "steps", "arms"]})
 
     name: Annotated[str, AfterValidator(_names_files)]
     steps: Count

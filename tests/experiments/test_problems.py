@@ -236,12 +236,14 @@ def test_impossible_splits_are_refused(arguments, message):
 
 def test_teachers_are_of_order_one(key):
     data = Teacher(points=4000, inputs=15, outputs=5).draw(key, jnp.float64)
+    assert data.targets is not None
     assert 0.1 < float(jnp.mean(data.targets**2)) < 1
 
 
 @pytest.mark.slow
 def test_the_icfl_saddle_is_exact(key):
     data = SignPairs(points=80, inputs=20, outputs=5).draw(key, jnp.float64)
+    assert data.targets is not None
     mu = IcflSaddle(jitter=0.0).draw(key, 40, data, jnp.float64)
     F = icfl(data.inputs, data.targets, ridge=0.1)
     assert float(jnp.max(jnp.abs(jax.jit(wasserstein_gradient)(F, mu)))) < 1e-12
@@ -256,6 +258,7 @@ def test_the_icfl_saddle_is_exact(key):
 
 def test_antithetic_neurons_cancel(key):
     data = Teacher(points=6, inputs=3, outputs=2).draw(key, jnp.float64)
+    assert data.targets is not None
     F = icfl(data.inputs, data.targets, ridge=0.1)
     exact, shaken = (Antithetic(jitter=jitter).draw(key, 8, data, jnp.float64) for jitter in (0.0, 1e-6))
     assert float(jnp.max(jnp.abs(F.outputs(exact, data.inputs)))) < 1e-15
