@@ -34,7 +34,7 @@ from pwgf_jax.experiments.registry import (
     TRANSFORMS,
     Entry,
 )
-from pwgf_jax.experiments.report import certificates, figures, landscape, particles, survey, tables
+from pwgf_jax.experiments.report import certificates, figures, landscape, particles, tables
 from pwgf_jax.experiments.results import families
 
 __all__ = ["main"]
@@ -274,9 +274,9 @@ def _certify(options: argparse.Namespace, command: str) -> None:
 
 
 def _landscape(options: argparse.Namespace, command: str) -> None:
-    config = survey.prepare(load(options.config, options.settings), options.arms, options.starts, options.steps)
+    config = landscape.prepare(load(options.config, options.settings), options.arms, options.starts, options.steps)
     options.folder = options.folder or _new_folder(config)
-    found = survey.explore(
+    found = landscape.explore(
         config,
         options.folder,
         eps=options.eps,
