@@ -191,7 +191,9 @@ def cluster(ends: Sequence[Found], tolerance: float, start: float = 0.0) -> list
     label = np.arange(len(ends))
     for i, j in zip(*np.nonzero(near), strict=True):
         label[label == label[j]] = label[i]
-    groups = [[ends[i] for i in np.flatnonzero(label == each)] for each in dict.fromkeys(label.tolist())]
+    groups = [
+        [end for end, own in zip(ends, label, strict=True) if own == each] for each in dict.fromkeys(label.tolist())
+    ]
     groups.sort(key=lambda members: min(end.value for end in members))
     least = values.min() + tolerance * scale
     return [CriticalPoint(members, bool(min(end.value for end in members) <= least)) for members in groups]
