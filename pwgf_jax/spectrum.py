@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PyTree
 from pwgf_jax import trees, tridiagonal
 from pwgf_jax.calculus import HessianOperator, Part
 from pwgf_jax.empirical import hessian
-from pwgf_jax.measures import Particles
+from pwgf_jax.measures import Particles, traceable
 from pwgf_jax.objective import Objective, Point, coordinates
 
 __all__ = [
@@ -26,9 +26,11 @@ __all__ = [
     "Budget",
     "Curvature",
     "Sighting",
+    "Spectrum",
     "along",
     "begun",
     "deepest",
+    "eigenvalues",
     "flat_geometry",
     "flat_hessian",
     "search",
@@ -397,3 +399,73 @@ def search(F: Objective, point: Point, part: Part, delta: float, key: Array, bud
             restarted, done, depth = True, 0, min(cap, affordable)
             flat = flat_geometry(point)
             recurrence = tridiagonal.begin(flat.to_flat(seen.direction), depth, flat.support)
+
+
+class Spectrum(NamedTuple):
+    """Eigenvalues of a Hessian, or Ritz values, which lie between them.
+
+    Args:
+        values: ascending.
+        exact: whether they are all the eigenvalues there are; else the outermost are nearly those of the Hessian, and
+            there are never more of them below a number, or above it, than the Hessian has.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> spectrum = Spectrum(jnp.array([-3.0, -1.0, 2.0]), True)
+        >>> spectrum.below(-0.5), spectrum.scale
+        (2, 3.0)
+    """
+
+    values: Float[Array, " m"]
+    exact: bool
+
+    def below(self, threshold: float) -> int:
+        """How many there are below a number: with −δ, the index of a critical point, or a lower bound of it."""
+        return int(jnp.sum(self.values < float(threshold)))
+
+    @property
+    def scale(self) -> float:
+        """The largest in size, and so the norm of the Hessian: if not exact, never more than that."""
+        return float(jnp.max(jnp.abs(self.values)))
+
+
+@partial(jax.jit, static_argnums=(2, 4))
+def _eigenvalues(F: Objective, point: Point, part: Part, key: Array, depth: int | None) -> tuple[Array, Array]:
+    """The values, ascending, and how many of them there are."""
+    with jax.default_matmul_precision("highest"):
+        flat = flat_hessian(F, point, part)
+        if depth is None:
+            matrix = jax.lax.map(flat.matvec, jnp.diag(flat.support))
+            # What does not exist, particles of weight zero, goes above everything.
+            above = 2 * jnp.max(jnp.sum(jnp.abs(matrix), axis=1)) + 1
+            values, _ = tridiagonal.eigh((matrix + matrix.T) / 2 + jnp.diag(jnp.where(flat.support > 0, 0, above)))
+            return values, jnp.sum(flat.support > 0)
+        found = tridiagonal.decompose(flat, tridiagonal.random_start(key, flat), depth)
+        return tridiagonal.ritz(found)[0], found.steps_taken
+
+
+def eigenvalues(F: Objective, point: Point, part: Part, key: Array, *, depth: int = 200, dense: int = 1500) -> Spectrum:
+    """The spectrum of a Hessian: all of it where it is small, else the Ritz values of Lanczos from a random start.
+
+    Args:
+        F: a functional or a loss.
+        point: a measure, or parameters.
+        part: of the Hessian, as in :func:`sight`.
+        key: typed random key, for the start of Lanczos.
+        depth: steps of Lanczos at most; n·depth numbers are kept.
+        dense: the largest number of coordinates n for which the matrix is formed, n² numbers; 0 to form none.
+
+    Returns:
+        A :class:`Spectrum`; by depth products, or n.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> loss = lambda x: jnp.sum(jnp.array([-1.0, 0.5, 4.0]) * x**2) / 2
+        >>> spectrum = eigenvalues(loss, jnp.zeros(3), "full", jax.random.key(0))
+        >>> spectrum.values.round(3).tolist(), spectrum.below(-0.1)
+        ([-1.0, 0.5, 4.0], 1)
+    """
+    size = trees.size(coordinates(point))
+    exact = size <= dense
+    values, count = _eigenvalues(traceable(F), point, part, key, None if exact else min(depth, size))
+    return Spectrum(values[: int(count)], exact)

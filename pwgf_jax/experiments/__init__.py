@@ -1,6 +1,6 @@
 """Experiments: a problem, one arm per method, several seeds, from a TOML file to a run folder; the ``pwgf`` command.
 
-A config is read by :mod:`~pwgf_jax.experiments.config`, made into a problem by :mod:`~pwgf_jax.experiments.problems`,
+A config is read by :mod:`~pwgf_jax.experiments.config`, made into a problem by :mod:`~pwgf_jax.experiments.build`,
 run by :mod:`~pwgf_jax.experiments.run` into a :mod:`~pwgf_jax.experiments.folder`, and looked at with the modules of
 :mod:`~pwgf_jax.experiments.report`. What a config can name is in :mod:`~pwgf_jax.experiments.registry`.
 """

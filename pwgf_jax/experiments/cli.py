@@ -27,7 +27,7 @@ from pwgf_jax.experiments.folder import RunFolder, open_run
 from pwgf_jax.experiments.loggers import LOGGERS
 from pwgf_jax.experiments.messages import ConfigError, say, suggestion
 from pwgf_jax.experiments.outset import refuse_taken
-from pwgf_jax.experiments.report import certificates, figures, landscape, particles, survey, tables
+from pwgf_jax.experiments.report import certificates, figures, landscape, particles, tables
 from pwgf_jax.experiments.results import families
 
 __all__ = ["main"]
@@ -220,7 +220,7 @@ def _config(given: str) -> Path:
 
 def _keep_compiled(options: argparse.Namespace) -> None:
     """What is compiled is kept for the next run, which then starts at once."""
-    if not options.no_cache and not jax.config.read("jax_compilation_cache_dir"):
+    if not options.no_cache and getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(home) / "pwgf_jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -303,11 +303,10 @@ def _certify(options: argparse.Namespace, command: str) -> None:
 
 
 def _landscape(options: argparse.Namespace, command: str) -> None:
-    config = survey.prepare(
-        load(_config(options.config), options.settings), options.arms, options.starts, options.steps
-    )
+    config = load(_config(options.config), options.settings)
+    config = landscape.prepare(config, options.arms, options.starts, options.steps)
     options.folder = options.folder or _new_folder(config)
-    found = survey.explore(
+    found = landscape.explore(
         config,
         options.folder,
         eps=options.eps,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from pwgf_jax.calculus import Functional, wasserstein_hessian
+from pwgf_jax.calculus import Functional
 from pwgf_jax.certificate import Certificate, certify
 from pwgf_jax.experiments.build import Experiment
 from pwgf_jax.experiments.folder import RunFolder
@@ -22,15 +21,15 @@ from pwgf_jax.experiments.reading import Call
 from pwgf_jax.experiments.report.tables import table
 from pwgf_jax.experiments.results import Arm
 from pwgf_jax.experiments.run import experiments, settings, unchanged
-from pwgf_jax.krylov import lanczos
-from pwgf_jax.measures import Particles, traceable
-from pwgf_jax.spectrum import Curvature
+from pwgf_jax.measures import Particles
+from pwgf_jax.spectrum import Curvature, eigenvalues
 
 __all__ = ["Certified", "certify_run", "report"]
 
 _STREAM = 0x63657274  # keeps the starts of Lanczos apart from what the problem and the steps draw
 _NEGATIVE = 0.01  # of |λ|_max, where nothing else says what counts as negative
 _PRODUCTS = 512  # Hessian products per operator
+_GLANCE = 16  # steps of Lanczos for |λ|_max
 _MEMORY = 2**28  # bytes of a Krylov basis
 
 
@@ -138,9 +137,9 @@ def _certify_arm(
         F, mu0 = experiment.problem(key)
         mu = _final_measure(final, arm, seed, mu0)
         size = sum(leaf.size for leaf in jax.tree.leaves(mu.points))
-        depth = max(16, min(_PRODUCTS, _MEMORY // (size * mu.weights.dtype.itemsize)))
+        depth = max(_GLANCE, min(_PRODUCTS, _MEMORY // (size * mu.weights.dtype.itemsize)))
         stream = jax.random.fold_in(key, _STREAM)
-        scale = float(_ritz_scale(traceable(F), mu, min(16, size), jax.random.fold_in(stream, 1)))
+        scale = eigenvalues(F, mu, "full", jax.random.fold_in(stream, 1), depth=_GLANCE, dense=0).scale
         # Where the Hessian vanishes, or is not finite, any number does: the certificate says what is the case.
         negative = delta or (_NEGATIVE * scale if 0 < scale < math.inf else float(jnp.finfo(mu.weights.dtype).eps))
         found = certify(F, mu, eps, negative, stream, max_products=_PRODUCTS, max_depth=depth)
@@ -164,15 +163,6 @@ def _own_eps(flow: Call, arm: Arm) -> float:
     peak = float(np.max(arm.of("gradient_norm"), initial=0.0))
     own = (flow.arguments | flow.arguments.get("perturbation", {})).get("eps", math.inf)
     return own if 0 < own < peak else max(1e-3, 0.01 * peak)
-
-
-@partial(jax.jit, static_argnums=2)
-def _ritz_scale(F: Functional, mu: Particles, depth: int, key: Array) -> Array:
-    leaves, shape = jax.tree.flatten(mu.points)
-    keys = jax.random.split(key, len(leaves))
-    start = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-    found = lanczos(wasserstein_hessian(F, mu, "full"), jax.tree.unflatten(shape, start), depth)
-    return jnp.max(jnp.abs(jnp.linalg.eigvalsh(found.tridiagonal)))
 
 
 def report(certified: Sequence[Certified]) -> str:
@@ -203,8 +193,8 @@ def report(certified: Sequence[Certified]) -> str:
     failure = certified[0].certificate.failure
     legend = (
         "λ_min: Rayleigh quotient ± residual, and after ≥ what λ_min is not below, each with probability "
-        f"{1 - failure:g}. ‖H‖ is |λ|_max of the full Hessian there, by 16 steps of Lanczos; without --delta, delta is "
-        f"{100 * _NEGATIVE:g} % of it. Products of the integral + the full Hessian."
+        f"{1 - failure:g}. ‖H‖ is |λ|_max of the full Hessian there, by {_GLANCE} steps of Lanczos; without --delta, "
+        f"delta is {100 * _NEGATIVE:g} % of it. Products of the integral + the full Hessian."
     )
     return "\n\n".join(["\n".join(said), table(rows), legend])
 

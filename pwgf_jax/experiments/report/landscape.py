@@ -3,54 +3,48 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from pwgf_jax.certificate import Verdict
+from pwgf_jax.experiments.config import Config
 from pwgf_jax.experiments.folder import RunFolder
-from pwgf_jax.experiments.report.look import canvas, style
+from pwgf_jax.experiments.messages import ConfigError, suggestion
+from pwgf_jax.experiments.report.certificates import Certified, certify_run
+from pwgf_jax.experiments.report.look import beside, canvas, style
 from pwgf_jax.experiments.report.tables import table
+from pwgf_jax.experiments.run import run, settings
+from pwgf_jax.spectrum import eigenvalues
 
-__all__ = ["CriticalPoint", "Found", "Survey", "cluster", "conclusion", "report", "write"]
+__all__ = ["explore", "prepare", "report", "write"]
+
+_ENDS = 4  # Ritz values at either end of a large spectrum, which tell critical points apart
 
 
 class Found(NamedTuple):
-    """Where one start ended.
-
-    Args:
-        value: the objective.
-        gradient_norm: ‖∇F‖.
-        integral: smallest eigenvalue of the integral Hessian, as far as it is known.
-        full: that of the full one.
-        index: how many eigenvalues of the full Hessian are below −δ.
-        exact: whether the index was counted in the whole spectrum; otherwise it is a lower bound.
-        verdict: of the certificate.
-        delta: curvature that counted as negative there.
-    """
+    """Where one start ended."""
 
     value: float
     gradient_norm: float
-    integral: float
-    full: float
-    index: int
-    exact: bool
+    integral: float  # smallest eigenvalue of the integral Hessian, as far as it is known
+    full: float  # that of the full one
+    index: int  # how many eigenvalues of the full Hessian are below −δ
+    exact: bool  # whether the index was counted in the whole spectrum; otherwise it is a lower bound
     verdict: Verdict
-    delta: float
+    delta: float  # curvature that counted as negative there
+    spectrum: tuple[float, ...]  # of the full Hessian, whole where it is small, else its ends
 
 
 class CriticalPoint(NamedTuple):
-    """Ends that are one critical point, or one family of them, up to the tolerance.
-
-    Args:
-        members: the ends.
-        minimal: whether no other has a smaller value, up to the tolerance.
-    """
+    """Ends that are one critical point, or one family of them, up to the tolerance."""
 
     members: list[Found]
-    minimal: bool
+    minimal: bool  # whether no other has a smaller value, up to the tolerance
 
     def median(self, name: str) -> float:
         """Of the members' numbers of a name."""
@@ -63,17 +57,11 @@ class CriticalPoint(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What was found.
+    """What was found."""
 
-    Args:
-        points: critical points in the order of their values.
-        starts: how many.
-        eps: gradient norm that counts as stationary.
-    """
-
-    points: list[CriticalPoint]
+    points: list[CriticalPoint]  # in the order of their values
     starts: int
-    eps: float
+    eps: float  # gradient norm that counts as stationary
 
     @property
     def deltas(self) -> list[float]:
@@ -81,47 +69,141 @@ class Survey(NamedTuple):
         return sorted({end.delta for point in self.points for end in point.members})
 
 
-def cluster(ends: Sequence[Found], tolerance: float) -> list[CriticalPoint]:
-    """Ends that are one critical point: neighbours in value, λ_min and gradient norm.
+def prepare(config: Config, arms: Sequence[str], starts: int | None, steps: int | None) -> Config:
+    """The config of a survey: a seed per start, and the same data for all.
+
+    Args:
+        config: any.
+        arms: those that start from everywhere; the first of the config if there are none.
+        starts: how many; as many as the config has seeds if None.
+        steps: of every start; as the config says if None.
+
+    Returns:
+        A config.
+
+    Raises:
+        ConfigError: if there is no such arm, a number is below one, or the config varies a key.
+
+    Example:
+        >>> from pwgf_jax.experiments.config import parse
+        >>> start = {"kind": "gaussian", "dimension": 2}
+        >>> problem = {"functional": "energy.py:F", "particles": 9, "start": start}
+        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
+        >>> config = prepare(parse({"name": "a", "steps": 9, "problem": problem, "arms": arms}), [], 20, None)
+        >>> config.seeds, config.problem.same_data
+        (20, True)
+    """
+    if config.vary is not None:
+        raise ConfigError(f"{config.file}: vary: a landscape is that of one problem; leave the table out.")
+    chosen = list(arms) or list(config.arms)[:1]
+    for arm in chosen:
+        if arm not in config.arms:
+            raise ConfigError(f'{config.file}: arms: it has no "{arm}"; {suggestion(arm, config.arms)}')
+    keys: dict[tuple[str, ...], Any] = {("seeds",): config.seeds if starts is None else starts}
+    if steps is not None:
+        keys |= {("steps",): steps} | {("arms", arm, "steps"): steps for arm in chosen}
+    if not config.problem.is_objective:
+        keys["problem", "same_data"] = True
+    return config.only(*chosen).changed(keys)
+
+
+def explore(
+    config: Config,
+    path: Path,
+    *,
+    eps: float | None = None,
+    delta: float | None = None,
+    tolerance: float = 0.01,
+    command: str = "",
+    quiet: bool = True,
+) -> Survey:
+    """Run every start to where it ends, certify the ends, and put those together that are one critical point.
+
+    Args:
+        config: as :func:`prepare` returns it.
+        path: the run folder to make.
+        eps: as in :func:`.certify_run`, the smallest of the arms; ends with a larger gradient are left out, for they
+            are no critical points.
+        delta: as in :func:`.certify_run`.
+        tolerance: as in :func:`cluster`.
+        command: what the user typed.
+        quiet: whether to show no progress.
+
+    Returns:
+        A :class:`Survey`.
+
+    Raises:
+        ConfigError: as running and certifying do, or if the tolerance is not positive.
+
+    Example:
+        >>> from pwgf_jax.experiments.config import parse
+        >>> start = {"kind": "gaussian", "dimension": 2}
+        >>> problem = {"functional": "no_such.py:F", "particles": 9, "start": start}
+        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
+        >>> explore(parse({"name": "a", "steps": 9, "problem": problem, "arms": arms}), Path("no/such"))
+        Traceback (most recent call last):
+        ...
+        pwgf_jax.experiments.messages.ConfigError: config: problem.functional: ...no_such.py: there is no such file.
+    """
+    for name, number in (("tolerance", tolerance), ("eps", eps), ("delta", delta)):
+        if number is not None and not 0 < number < math.inf:
+            raise ConfigError(f"{name} = {number}; give a positive number.")
+    folder = run(config, path, command=command, quiet=quiet)
+    certified = certify_run(folder, eps=eps, delta=delta, trust=True)  # what it names was run just now
+    small = eps or min(each.certificate.eps for each in certified)
+    start = max(float(np.max(np.abs(arm.of(arm.objective)[:, 0]), initial=0.0)) for arm in folder.arms().values())
+    with settings(config):
+        ends = [_end(each) for each in certified if each.certificate.gradient_norm <= small]
+    return Survey(cluster(ends, tolerance, start), len(certified), small)
+
+
+def _end(certified: Certified) -> Found:
+    found = certified.certificate
+    spectrum = eigenvalues(certified.functional, certified.mu, "full", jax.random.key(0))
+    values = np.asarray(spectrum.values, float)
+    if not spectrum.exact:  # as many of each, however soon Lanczos had seen everything
+        values = np.concatenate([np.resize(values[:_ENDS], _ENDS), np.resize(values[-_ENDS:], _ENDS)])
+    numbers = (found.gradient_norm, found.integral.eigenvalue, found.full.eigenvalue)
+    index = spectrum.below(-found.delta)
+    told = (index, spectrum.exact, found.verdict, found.delta, tuple(values.tolist()))
+    return Found(certified.value, *numbers, *told)
+
+
+def cluster(ends: Sequence[Found], tolerance: float, start: float = 0.0) -> list[CriticalPoint]:
+    """Ends that are one critical point: neighbours in value and in all of the spectrum that is known.
+
+    A rotation, or a permutation of the particles, that leaves the objective as it is moves a critical point to
+    another and keeps both: such copies are one family.
 
     Args:
         ends: of all starts.
-        tolerance: how far neighbours may be apart: of the values relative to the largest of them, of
-            λ_min (full) relative to its largest size, of gradient norms to the largest of them or absolutely.
+        tolerance: how far neighbours may be apart: of the values relative to the largest of them and of the start's, of
+            every eigenvalue relative to the largest of all.
+        start: the largest objective that anything started at: where all ends are at zero, nearly, none of them tells
+            what is much.
 
     Returns:
         Critical points in the order of their values.
-
-    Example:
-        >>> at = lambda value, least: Found(value, 0.0, least, least, 0, True, Verdict.saddle, 0.1)
-        >>> points = cluster([at(1.0, -2.0), at(0.0, 0.0), at(1.001, -2.0)], 0.01)
-        >>> [(len(point.members), point.minimal) for point in points]
-        [(1, True), (2, False)]
     """
     if not ends:
         return []
-    rows = np.array([[end.value, end.full, end.gradient_norm] for end in ends])
-    scale = np.maximum(np.abs(rows).max(axis=0), np.array([1e-30, 1e-30, 1.0]))
-    near = np.all(np.abs(rows[:, None] - rows[None]) <= tolerance * scale, axis=2)
+    values, spectra = np.array([end.value for end in ends]), np.array([end.spectrum for end in ends])
+    scale = max(np.abs(values).max(), start)
+    near = np.abs(values[:, None] - values) <= tolerance * scale
+    near &= np.abs(spectra[:, None] - spectra).max(axis=2) <= tolerance * np.abs(spectra).max()
     label = np.arange(len(ends))
-    for i in range(len(ends)):
-        for j in np.flatnonzero(near[i]):
-            label[label == label[j]] = label[i]
+    for i, j in zip(*np.nonzero(near), strict=True):
+        label[label == label[j]] = label[i]
     groups = [
         [end for end, own in zip(ends, label, strict=True) if own == each] for each in dict.fromkeys(label.tolist())
     ]
     groups.sort(key=lambda members: min(end.value for end in members))
-    least = rows[:, 0].min() + tolerance * scale[0]
+    least = values.min() + tolerance * scale
     return [CriticalPoint(members, bool(min(end.value for end in members) <= least)) for members in groups]
 
 
 def conclusion(survey: Survey) -> str:
-    """What the survey says about strict saddles, in a sentence.
-
-    Example:
-        >>> conclusion(Survey([], 20, 1e-3))
-        'No start of 20 came to a critical point (gradient norm at most 0.001): take more steps or another arm.'
-    """
+    """What the survey says about strict saddles, in a sentence."""
     if not survey.points:
         return (
             f"No start of {survey.starts} came to a critical point (gradient norm at most {survey.eps:.3g}): "
@@ -136,7 +218,9 @@ def conclusion(survey: Survey) -> str:
     elif not loose:
         blind = sum(point.median("integral") >= -point.median("delta") for point in others)
         only = f", {blind} of them in the full Hessian only" if blind else ""
-        said = f"Each of the {len(others)} non-minimal critical points found has {below}{only}."
+        count = len(others)
+        those = "The non-minimal critical point" if count == 1 else f"Each of the {count} non-minimal critical points"
+        said = f"{those} found has {below}{only}."
     else:
         said = (
             f"{len(loose)} of {len(others)} non-minimal critical points found have no certain {below}: "
@@ -196,19 +280,21 @@ def write(survey: Survey, path: Path, command: str) -> list[Path]:
     """
     folder = RunFolder(path)
     folder.write_text("landscape.md", f"# Critical points\n\n{report(survey)}\n\nMade by `{command}`.\n")
-    points = [
-        {"minimal": point.minimal, "ends": [end._asdict() | {"verdict": end.verdict.name} for end in point.members]}
-        for point in survey.points
-    ]
+    points = [{"minimal": point.minimal, "ends": [_plain(end) for end in point.members]} for point in survey.points]
     whole = {"eps": survey.eps, "starts": survey.starts, "points": points}
     folder.write_text("landscape.json", json.dumps(whole, indent=2) + "\n")
     return [path / "landscape.md", path / "landscape.json", *_draw(survey, path / "landscape")]
 
 
+def _plain(end: Found) -> dict[str, Any]:
+    """The numbers as JSON can hold them, without the spectrum, which is as long as there are coordinates."""
+    return {name: value for name, value in end._asdict().items() if name != "spectrum"} | {"verdict": end.verdict.name}
+
+
 def _draw(survey: Survey, path: Path) -> list[Path]:
     if not survey.points:
         return []
-    with canvas(path, (3.8, 2.8)) as (figure, files):
+    with canvas(path, (3.4, 2.8)) as (figure, files):
         ax = figure.subplots()
         for i, part in enumerate(("full", "integral")):
             ends = [end for point in survey.points for end in point.members]
@@ -221,5 +307,5 @@ def _draw(survey: Survey, path: Path) -> list[Path]:
             ax.axvline(-delta, color="0.6", linewidth=0.8, linestyle=":", label=label)
         ax.set_xlabel(r"smallest eigenvalue $\lambda_{\min}$ of the Hessian")
         ax.set_ylabel(r"objective $F(\mu)$")
-        ax.legend(frameon=False)
+        beside(figure, ax)
     return files
