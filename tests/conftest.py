@@ -29,6 +29,8 @@ jax.config.update("jax_enable_x64", X64)
 if os.environ.get("PWGF_TEST_OPTIMIZED", "0") == "0":
     jax.config.update("jax_disable_most_optimizations", True)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
+    if jax.__version_info__ < (0, 11):  # a quarter of the time to compile; later versions do not know the flag
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
