@@ -47,7 +47,8 @@ def overview(configs: Mapping[str, Path]) -> str:
     """
     lines = ["Configs (pwgf run NAME)"]
     for name, path in configs.items():
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        text = path.read_text(encoding="utf-8").splitlines()
+        first = next((line for line in text if not line.startswith("#:")), "")
         lines.append(f"  {name}: {first.lstrip('# ') if first.startswith('#') else '(no comment)'}")
     for title, (key, entries) in _TITLES.items():
         lines += [

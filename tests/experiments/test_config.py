@@ -23,7 +23,9 @@ def test_a_shipped_config_survives_being_written_and_read(path):
 @shipped
 def test_a_shipped_config_explains_itself(path):
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert all(line.startswith("#") for line in lines[:3])
+    assert lines[0] == "#:schema ./pwgf.schema.json"
+    assert lines[1].startswith("# ")
+    assert lines[2].startswith("#")
     assert load(path).name == path.stem
 
 
