@@ -56,10 +56,11 @@ _KEYS = {
 def draw(arms: Mapping[str, Arm], path: Path, x: Axis = "steps") -> list[Path]:
     """Draw a figure of several arms, as PNG and as PDF.
 
-    Where the least objective is not near zero, its height above that is drawn on a logarithmic axis: above a known
-    minimum, or else above the least value that any seed of any arm has on record, as the label says. There a curve
-    goes no lower than a millionth of the largest height, or than rounding: at its own minimum it would leave the axis.
-    Gradient norms go no lower than a billionth of the largest, as at a start where symmetry makes them zero.
+    Where the least objective is not near zero, its height above that is drawn on a logarithmic axis. Above what, the
+    label says: the lowest of the known critical points if no arm came lower, or else the least value that any seed of
+    any arm has on record. A curve goes no lower than a millionth of the largest height, or than rounding: at its own
+    minimum it would leave the axis. Gradient norms go no lower than a billionth of the largest, as where symmetry
+    makes them zero.
 
     Args:
         arms: by label.
@@ -132,15 +133,18 @@ def _zero(arms: Mapping[str, Arm]) -> _Zero:
     if not values:
         return _Zero()
     least, most = min(float(each.min()) for each in values), max(float(each.mean(axis=0).max()) for each in values)
-    known = min((level for arm in arms.values() for level in arm.info.get("landmarks", {}).values()), default=np.inf)
-    is_known = known <= least + _DEEP * (most - least)
-    level, name = (known, r"\min") if is_known else (least, r"\mathrm{best}")
+    marks = {level: name for arm in arms.values() for name, level in arm.info.get("landmarks", {}).items()}
+    level = min(marks, default=np.inf)
+    is_known = level <= least + _DEEP * (most - least)
+    if not is_known:
+        level = least
     height = most - level
     near = abs(level) <= _DEEP * height if is_known else most > 8 * least > 0 or (least <= 0 and most > -100 * least)
     if near or not height > 0:
         return _Zero()
     rounding = 4 * max(float(np.finfo(each.dtype).eps * np.abs(each).max()) for each in values)
-    return _Zero(level, max(_DEEP * height, rounding), rf"objective $F(\mu_k)-F_{{{name}}}$")
+    name = r"_{\mathrm{best}}$" if not is_known else "$({})".format(marks[level].replace("$", r"\$"))
+    return _Zero(level, max(_DEEP * height, rounding), rf"objective $F(\mu_k)-F{name}")
 
 
 def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -345,6 +349,8 @@ def draw_profile(arms: Mapping[str, Arm], path: Path) -> list[Path]:
             share = [0, *(np.arange(1, at.size + 1) / row.size)]
             ax.step([1, *at, largest], [*share, share[-1]], where="post", label=name, **style(i))
         ax.set(xscale="log", xlim=(1, largest), ylim=(0, 1.02), ylabel="share of problems and seeds solved")
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter("{x:g}" if largest < 5 else "")
         ax.set_xlabel(r"cost, in multiples $\tau$ of the cheapest method's")
         beside(figure, ax)
     return files

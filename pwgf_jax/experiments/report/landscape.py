@@ -209,7 +209,7 @@ def conclusion(survey: Survey) -> str:
     others = [point for point in survey.points if not point.minimal]
     loose = [point for point in others if not point.strict]
     low, high = survey.deltas[0], survey.deltas[-1]
-    below = f"λ_min < −δ, δ = {low:.3g}" if low == high else f"λ_min < −δ, δ = {low:.3g} to {high:.3g},"
+    below = f"λ_min < −δ, δ = {low:.3g}" if low == high else f"λ_min < −δ, δ = {low:.3g} to {high:.3g}"
     if not others:
         said = "Every critical point found is minimal: these starts say nothing about saddles."
     elif not loose:
