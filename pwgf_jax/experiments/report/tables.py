@@ -85,7 +85,7 @@ def summarise(folder: RunFolder) -> str:
         f"Problem: {info['problem']}." if "problem" in info else "",
     ]
     if arms:
-        parts += [_arranged(rows) for rows in (overview(arms), trajectory(arms), *_asked_for(folder, arms))]
+        parts += [arranged(rows) for rows in (overview(arms), trajectory(arms), *_asked_for(folder, arms))]
         parts.append(_LEGEND)
     parts += _notes(arms)
     meaning = {name: sentence for arm in arms.values() for name, sentence in arm.info["meaning"].items()}
@@ -108,8 +108,8 @@ def spoken(folder: RunFolder) -> str:
         FileNotFoundError: ...
     """
     arms = folder.arms()
-    first = [_arranged(overview(arms))] if len(arms) <= _WIDE else []
-    return "\n".join([*first, *map(_arranged, _asked_for(folder, arms)), *_notes(arms)])
+    first = [arranged(overview(arms))] if len(arms) <= _WIDE else []
+    return "\n".join([*first, *map(arranged, _asked_for(folder, arms)), *_notes(arms)])
 
 
 def comparison(runs: Mapping[Path, RunFolder], command: str) -> tuple[str, str]:
@@ -130,8 +130,8 @@ def comparison(runs: Mapping[Path, RunFolder], command: str) -> tuple[str, str]:
     """
     arms = labelled(runs)
     problems = "\n".join(f"- {path}: {run.info['problem']}" for path, run in runs.items() if "problem" in run.info)
-    shown = _arranged(overview(arms))
-    parts = [f"# Comparison of {len(runs)} runs", problems, shown, _ESCAPE, _arranged(trajectory(arms)), *_notes(arms)]
+    shown = arranged(overview(arms))
+    parts = [f"# Comparison of {len(runs)} runs", problems, shown, _ESCAPE, arranged(trajectory(arms)), *_notes(arms)]
     return "\n\n".join(filter(None, [*parts, f"Made by `{command}`."])) + "\n", shown
 
 
@@ -154,7 +154,7 @@ def labelled(runs: Mapping[Path, RunFolder]) -> dict[str, Arm]:
     return {f"{folders[path] if short else path}: {name}": arm for path, name, arm in arms}
 
 
-def _arranged(rows: _Rows) -> str:
+def arranged(rows: _Rows) -> str:
     """A table with an arm a column while there are few: they have many numbers, and pages and terminals are narrow."""
     return table(list(zip(*rows, strict=True)) if len(rows) <= _WIDE + 1 else rows)
 
