@@ -16,7 +16,7 @@ from pwgf_jax.experiments.config import Config, dump, fingerprint, unfold
 from pwgf_jax.experiments.folder import RunFolder
 from pwgf_jax.experiments.reading import ConfigError
 
-__all__ = ["create", "environment", "refuse_taken"]
+__all__ = ["create"]
 
 
 def create(path: Path, config: Config, command: str) -> RunFolder:
@@ -96,9 +96,6 @@ def refuse_taken(path: Path, ours: Sequence[str] = ()) -> None:
 
     Raises:
         ConfigError: if it is a file, or files are in it; hidden ones do not count, nor what a kill left half written.
-
-    Example:
-        >>> refuse_taken(Path("no/such"))
     """
     if path.is_file():
         raise ConfigError(f"{path}: it is a file; give another --out.")
@@ -113,12 +110,7 @@ def refuse_taken(path: Path, ours: Sequence[str] = ()) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices and the state of the sources, as far as they can be known.
-
-    Example:
-        >>> environment()["backend"] == jax.default_backend()
-        True
-    """
+    """Versions, devices and the state of the sources, as far as they can be known."""
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", "optax")}
     from pwgf_jax import __version__
 

@@ -11,7 +11,7 @@ import numpy as np
 from pwgf_jax.experiments.reading import ConfigError
 from pwgf_jax.flows import Status
 
-__all__ = ["NEVER", "Arm", "dataset", "families", "tidy"]
+__all__ = ["Arm"]
 
 NEVER = 1e18
 """A step that no run reaches: quartiles with infinities would not be numbers."""
@@ -88,13 +88,7 @@ class Arm:
 
 
 def families(arms: Mapping[str, Arm]) -> dict[str, dict[Any, Arm]]:
-    """The arms that one varied key has made: by the arm of the config that they are, and the value of the key.
-
-    Example:
-        >>> arm = Arm({}, np.array([2]), {"varied": {"arm": "hessian", "key": "problem.particles", "value": 50}})
-        >>> families({"hessian-50": arm})["hessian"][50] is arm
-        True
-    """
+    """The arms that one varied key has made: by the arm of the config that they are, and the value of the key."""
     found: dict[str, dict[Any, Arm]] = {}
     for arm in arms.values():
         if varied := arm.info.get("varied"):
@@ -157,13 +151,7 @@ def dataset(arms: Mapping[str, Arm], final: Mapping[str, np.ndarray], about: Map
 
 
 def tidy(data: Any) -> Any:
-    """A data set of :func:`dataset` as a ``pandas.DataFrame``, see :meth:`.RunFolder.to_dataframe`.
-
-    Example:
-        >>> arm = Arm({"step": np.array([0, 9]), "value": np.array([[4.0, 1.0]])}, np.array([2]), {})
-        >>> tidy(dataset({"a": arm}, {"a": np.array([1.0])}, {}))[["arm", "seed", "step", "value"]].values.tolist()
-        [['a', 0, 0, 4.0], ['a', 0, 9, 1.0]]
-    """
+    """A data set of :func:`dataset` as a ``pandas.DataFrame``, see :meth:`.RunFolder.to_dataframe`."""
     records = [name for name, variable in data.data_vars.items() if "step" in variable.dims]
     return data.to_dataframe(dim_order=["arm", "seed", "step"]).dropna(subset=records, how="all").reset_index()
 

@@ -15,7 +15,7 @@ from pwgf_jax.experiments.reading import ConfigError
 from pwgf_jax.experiments.report.look import beside, canvas, style
 from pwgf_jax.experiments.results import NEVER, Arm, families
 
-__all__ = ["Axis", "draw", "draw_profile", "draw_varied", "plot_spectrum"]
+__all__ = ["plot_spectrum"]
 
 Axis: TypeAlias = Literal["steps", "gradients", "seconds", "bits"]
 
@@ -61,25 +61,6 @@ def draw(arms: Mapping[str, Arm], path: Path, x: Axis = "steps") -> list[Path]:
     any arm has on record. A curve goes no lower than a millionth of the largest height, or than rounding: at its own
     minimum it would leave the axis. Gradient norms go no lower than a billionth of the largest, as where symmetry
     makes them zero.
-
-    Args:
-        arms: by label.
-        path: where to, without a suffix.
-        x: what to draw against; what cost means is in :mod:`.costs`.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ConfigError: if matplotlib is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> values = np.array([[4.0, 1.0], [4.0, 3.0]])
-        >>> records = {"step": np.array([0, 9]), "value": values, "gradient_norm": values, "perturbed": values > 3}
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [file.name for file in draw({"static": Arm(records, np.array([2, 2]), {})}, Path(folder) / "figure")]
-        ['figure.png', 'figure.pdf']
     """
     shown = [name for name in _PANELS if any(name in arm.records for arm in arms.values())]
     for telling, other in {"test_accuracy": "test_loss", "tail_accuracy": "gradient_norm"}.items():
@@ -233,27 +214,6 @@ def draw_varied(arms: Mapping[str, Arm], path: Path) -> list[Path]:
 
     A seed has left where its objective is half of what it was. A median that was not reached is not drawn. Where
     small classes are measured, how these end is drawn instead.
-
-    Args:
-        arms: those of a run with a varied key.
-        path: where to, without a suffix.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ConfigError: if matplotlib is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> arms = {}
-        >>> for n in (50, 100):
-        ...     records = {"step": np.array([0, n]), "value": np.array([[4.0, 1.0], [4.0, 2.0]])}
-        ...     about = {"varied": {"arm": "hessian", "key": "problem.particles", "value": n}}
-        ...     arms[f"hessian-{n}"] = Arm(records, np.array([2, 2]), about)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [file.name for file in draw_varied(arms, Path(folder) / "figure")]
-        ['figure.png', 'figure.pdf']
     """
     grown = families(arms)
     turns = list(dict.fromkeys(turn for runs in grown.values() for turn in runs))
@@ -310,28 +270,6 @@ def draw_profile(arms: Mapping[str, Arm], path: Path) -> list[Path]:
     """Draw performance profiles: the share of objectives and seeds on which a method needs at most τ times the least.
 
     Compared is the cost of coming to a second-order point, in gradients.
-
-    Args:
-        arms: those of a run over several objectives.
-        path: where to, without a suffix.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ConfigError: if matplotlib is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> arms = {}
-        >>> for name, steps in {"pgd": 5, "sgd": 10}.items():
-        ...     records = {"step": np.array([0, steps]), "perturbed": np.zeros((1, 2), bool)}
-        ...     records |= {"gradient_norm": np.array([[1.0, 0.0]]), "curvature": np.array([[-1.0, 1.0]])}
-        ...     about = {"second_order": {"eps": 0.1, "delta": 0.1}, "varied": {"arm": name, "value": "a"}}
-        ...     arms[name] = Arm(records, np.array([2]), about)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [file.name for file in draw_profile(arms, Path(folder) / "figure")]
-        ['figure.png', 'figure.pdf']
 
     References:
         Dolan, Moré, Math. Program. 91 (2002).
