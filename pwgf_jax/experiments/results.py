@@ -25,6 +25,7 @@ class Arm:
         records: "step" (records,), and every other record (seeds, records).
         status: of every seed, shape (seeds,).
         info: what run.json says about it.
+        final: the objective at the measure that each seed returned, shape (seeds,).
 
     Example:
         >>> values = np.array([[2.0, 1.0], [2.0, np.nan]])
@@ -36,6 +37,7 @@ class Arm:
     records: dict[str, np.ndarray]
     status: np.ndarray
     info: dict[str, Any]
+    final: Any = np.nan
 
     @property
     def finite(self) -> np.ndarray:
@@ -96,27 +98,12 @@ def families(arms: Mapping[str, Arm]) -> dict[str, dict[Any, Arm]]:
     return found
 
 
-def dataset(arms: Mapping[str, Arm], final: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Any:
+def dataset(arms: Mapping[str, Arm], about: Mapping[str, Any]) -> Any:
     """Arms as an ``xarray.Dataset``, see :meth:`.RunFolder.to_xarray`.
 
     Args:
         arms: by label; as many seeds in each.
-        final: the objective at the measure that each seed returned, by label.
         about: what becomes attributes; tables in it are flattened, what says nothing is left out.
-
-    Returns:
-        The data set.
-
-    Raises:
-        ConfigError: if xarray is not installed.
-
-    Example:
-        >>> short = Arm({"step": np.array([0, 9]), "value": np.array([[4.0, 1.0]])}, np.array([2]), {})
-        >>> long = Arm({"step": np.array([0, 20]), "value": np.array([[4.0, 0.5]])}, np.array([2]), {})
-        >>> final = {"a": np.array([1.0]), "b": np.array([0.5])}
-        >>> made = dataset({"a": short, "b": long}, final, {"git": {"changed": False}})
-        >>> made["value"].sel(seed=0).values.tolist(), made.attrs
-        ([[4.0, 1.0, nan], [4.0, nan, 0.5]], {'git_changed': 0})
     """
     try:
         import xarray  # which brings pandas
@@ -134,7 +121,7 @@ def dataset(arms: Mapping[str, Arm], final: Mapping[str, np.ndarray], about: Map
                 row[:, np.searchsorted(steps, arm.records["step"])] = arm.records[name]
         variables[name] = (("arm", "seed", "step"), filled)
     each = {
-        "final_value": np.stack([final[name] for name in arms]),
+        "final_value": np.stack([np.broadcast_to(arm.final, arm.status.shape) for arm in arms.values()]),
         "steps_taken": np.stack([arm.taken.astype(int) for arm in arms.values()]),
         "status": np.array([arm.statuses for arm in arms.values()]),
     }

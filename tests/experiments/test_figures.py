@@ -3,6 +3,7 @@
 import os
 import stat
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def drawn(monkeypatch, tmp_path):
     return call
 
 
-def arm(values, jumps=False, **info):
+def arm(values, jumps=False, **info: Any):
     values = np.atleast_2d(np.asarray(values, float))
     records = {"value": values, "gradient_norm": np.ones_like(values), "perturbed": np.full(values.shape, jumps)}
     return Arm(records | {"step": np.arange(values.shape[1])}, np.full(len(values), 2), info)
@@ -71,8 +72,8 @@ def test_a_curve_stays_on_the_axis_at_its_own_minimum(drawn):
 
 @pytest.mark.parametrize("least", [-0.25, 5.0])
 def test_a_known_minimum_is_what_is_drawn_above_and_named(least, drawn):
-    info = {"landmarks": {"well": least, "origin": least + 0.5}}
-    ax = drawn(figures.draw, {"one": arm(least + 0.1 + 0.4 * FALL, **info)}).axes[0]
+    landmarks = {"well": least, "origin": least + 0.5}
+    ax = drawn(figures.draw, {"one": arm(least + 0.1 + 0.4 * FALL, landmarks=landmarks)}).axes[0]
     assert ax.get_ylabel() == r"objective $F(\mu_k)-F$(well)"
     np.testing.assert_allclose(curve(ax), 0.1 + 0.4 * FALL)
     (level,) = (line.get_ydata()[0] for line in ax.get_lines()[1:])  # the other critical point, as high as it is
