@@ -122,6 +122,13 @@ def test_a_varied_key_has_a_name_for_readers(key, said, drawn):
     assert {ax.get_xlabel() for ax in drawn(figures.draw_varied, arms).axes} == {said}
 
 
+def test_values_of_a_key_at_which_no_seed_stays_finite_are_left_out(drawn):
+    about = {"arm": "a", "key": "problem.particles"}
+    arms = {f"a-{n}": arm(values, varied=about | {"value": n}) for n, values in ((1, FALL), (10, FALL * np.nan))}
+    for ax in drawn(figures.draw_varied, arms).axes:
+        assert [container[0].get_xdata().tolist() for container in ax.containers] == [[1]]
+
+
 # Particles
 
 

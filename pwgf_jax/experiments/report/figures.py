@@ -160,7 +160,7 @@ def _panel(
     if name == "gradient_norm":
         peaks = [float(arm.of(name).max()) for arm in arms.values() if name in arm.records and arm.finite.any()]
         zero = zero._replace(floor=_STILL * max(peaks, default=0.0))
-    curves = [np.ones(0)]
+    curves = [np.zeros(0)]
     for label, arm in arms.items():
         if name not in arm.records or not arm.finite.any():
             continue
@@ -180,7 +180,10 @@ def _panel(
                 ax.axhline(level - zero.level, color="0.85", linewidth=0.6, zorder=0)
     ax.set_ylabel(zero.label)
     ax.margins(x=0.01)
-    _scale(ax, name, np.concatenate(curves))
+    if zero.level:
+        ax.set_yscale("log")
+    else:
+        _scale(ax, name, np.concatenate(curves))
 
 
 def _scale(ax: Any, name: str, drawn: np.ndarray) -> None:
@@ -245,7 +248,7 @@ def draw_varied(arms: Mapping[str, Arm], path: Path) -> list[Path]:
         right.set_ylabel(f"final {_PANELS[end]}")
         if not classes:
             left.set_ylim(bottom=0)
-        if np.concatenate(lows).min() > 0 and not classes:
+        if np.min(np.concatenate(lows), initial=np.inf) > 0 and not classes:
             right.set_yscale("log")
         beside(figure, right)
     return files
@@ -259,11 +262,12 @@ def _named(key: str) -> str:
 
 def _quartiles(ax: Any, at: np.ndarray, values: Sequence[np.ndarray], longest: Any, look: Mapping) -> np.ndarray:
     """Medians with bars to the quartiles, as far as they are reached; the lower quartiles."""
-    low, middle, high = np.array([np.quantile(each, [0.25, 0.5, 0.75]) for each in values]).T
+    quartiles = [np.quantile(each, [0.25, 0.5, 0.75]) if each.size else np.full(3, np.nan) for each in values]
+    low, middle, high = np.array(quartiles).T
     there = middle <= longest
     bars = np.stack([middle - low, np.minimum(high, longest) - middle])
     ax.errorbar(at[there], middle[there], bars[:, there], **look)
-    return low
+    return low[there]
 
 
 def draw_profile(arms: Mapping[str, Arm], path: Path) -> list[Path]:
