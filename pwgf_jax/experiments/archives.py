@@ -12,32 +12,17 @@ import numpy as np
 
 from pwgf_jax.solve.files import replacing
 
-__all__ = ["add", "read", "write"]
+__all__ = ["add"]
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a file, which may be damaged in more ways than NumPy and zipfile have errors for.
-
-    Example:
-        >>> read(Path("no/such.npz"))
-        Traceback (most recent call last):
-        ...
-        FileNotFoundError: ...
-    """
+    """All arrays of a file, which may be damaged in more ways than NumPy and zipfile have errors for."""
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
 
 
 def write(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Replace a file.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write(Path(folder) / "a.npz", {"b/c": np.arange(2)})
-        ...     read(Path(folder) / "a.npz")
-        {'b/c': array([0, 1])}
-    """
+    """Replace a file."""
     with replacing(path) as file:
         np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 

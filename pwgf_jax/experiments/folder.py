@@ -89,7 +89,9 @@ class RunFolder:
                     f"`pwgf resume {self.path}` runs it again."
                 )
         metrics, final = results.values()
-        return {arm: Arm(_below(metrics, arm), final[f"{arm}/status"], info[arm]) for arm in finished}
+        return {
+            arm: Arm(_below(metrics, arm), final[f"{arm}/status"], info[arm], final[f"{arm}/value"]) for arm in finished
+        }
 
     def to_xarray(self) -> Any:
         """The finished arms as an ``xarray.Dataset`` with the dimensions arm, seed and step.
@@ -97,11 +99,8 @@ class RunFolder:
         Every record of metrics.npz is a variable over all three. The steps are those of all arms together; where an
         arm has no record, there is NaN. So a yes or no, as ``perturbed``, is 1 or 0, and its mean over the seeds a
         share. ``final_value``, ``steps_taken`` and ``status`` (its name) are per arm and seed. Attributes are what
-        run.json says, flat. Where a key was varied, ``method`` and ``varied`` say of each arm which of the config's
-        it is and what value the key has.
-
-        Returns:
-            The data set; ``to_netcdf`` writes it.
+        run.json says, flat, as ``to_netcdf`` wants them. Where a key was varied, ``method`` and ``varied`` say of each
+        arm which of the config's it is and what value the key has.
 
         Raises:
             ConfigError: as :meth:`arms` does, if no arm is finished, or xarray is not installed.
@@ -121,19 +120,15 @@ class RunFolder:
             >>> bool((data["value"].sel(arm="static", step=2) == data["final_value"].sel(arm="static")).all())
             True
         """
-        arms, info, final = self.arms(), self.info, self.arrays("final.npz")
+        arms = self.arms()
         if not arms:
             raise ConfigError(f"{self.path}: no arm is finished yet; go on with `pwgf resume {self.path}`.")
-        about = {name: value for name, value in info.items() if name != "arms"}
-        return dataset(arms, {arm: final[f"{arm}/value"] for arm in arms}, about)
+        return dataset(arms, {name: value for name, value in self.info.items() if name != "arms"})
 
     def to_dataframe(self) -> Any:
         """The finished arms as a tidy ``pandas.DataFrame``: a line for each record of each seed of each arm.
 
         Columns are arm, seed, step and the variables of :meth:`to_xarray`; those that a seed has one of repeat.
-
-        Returns:
-            The frame.
 
         Raises:
             ConfigError: as :meth:`to_xarray` does.
@@ -336,8 +331,8 @@ def open_run(path: Path) -> RunFolder:
         info = folder.info
         finished = [arm for arm in info["arms"].values() if arm["finished"]]
         told = all(name in info for name in _TOLD) and all("meaning" in arm for arm in finished)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}/run.json: not written by pwgf, or damaged.") from error
+    except (ValueError, KeyError, TypeError, AttributeError):
+        told, info = False, {}
     if not told:
         raise ConfigError(f"{path}/run.json: not written by pwgf, or damaged.")
     if not (path / "config.toml").exists() and "config" in info:  # killed before it was written, or deleted since

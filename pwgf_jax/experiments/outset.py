@@ -15,7 +15,7 @@ from pwgf_jax.experiments.config import Config, dump, fingerprint, unfold
 from pwgf_jax.experiments.folder import RunFolder
 from pwgf_jax.experiments.messages import ConfigError, literal
 
-__all__ = ["create", "environment", "refuse_taken"]
+__all__ = ["create"]
 
 
 def create(path: Path, config: Config, command: str) -> RunFolder:
@@ -97,9 +97,6 @@ def refuse_taken(path: Path, ours: Sequence[str] = ()) -> None:
 
     Raises:
         ConfigError: if it is a file, or files are in it; hidden ones do not count, nor what a kill left half written.
-
-    Example:
-        >>> refuse_taken(Path("no/such"))
     """
     if path.is_file():
         raise ConfigError(f"{path}: it is a file; give another --out.")
@@ -114,12 +111,7 @@ def refuse_taken(path: Path, ours: Sequence[str] = ()) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices and the state of the sources, as far as they can be known.
-
-    Example:
-        >>> environment()["backend"] == jax.default_backend()
-        True
-    """
+    """Versions, devices and the state of the sources, as far as they can be known."""
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", "optax")}
     from pwgf_jax import __version__
 

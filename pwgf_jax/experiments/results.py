@@ -11,7 +11,7 @@ import numpy as np
 from pwgf_jax.experiments.messages import ConfigError
 from pwgf_jax.flows import Status
 
-__all__ = ["NEVER", "Arm", "dataset", "families", "tidy"]
+__all__ = ["Arm"]
 
 NEVER = 1e18
 """A step that no run reaches: quartiles with infinities would not be numbers."""
@@ -25,6 +25,7 @@ class Arm:
         records: "step" (records,), and every other record (seeds, records).
         status: of every seed, shape (seeds,).
         info: what run.json says about it.
+        final: the objective at the measure that each seed returned, shape (seeds,).
 
     Example:
         >>> values = np.array([[2.0, 1.0], [2.0, np.nan]])
@@ -36,6 +37,7 @@ class Arm:
     records: dict[str, np.ndarray]
     status: np.ndarray
     info: dict[str, Any]
+    final: Any = np.nan
 
     @property
     def finite(self) -> np.ndarray:
@@ -88,13 +90,7 @@ class Arm:
 
 
 def families(arms: Mapping[str, Arm]) -> dict[str, dict[Any, Arm]]:
-    """The arms that one varied key has made: by the arm of the config that they are, and the value of the key.
-
-    Example:
-        >>> arm = Arm({}, np.array([2]), {"varied": {"arm": "hessian", "key": "problem.particles", "value": 50}})
-        >>> families({"hessian-50": arm})["hessian"][50] is arm
-        True
-    """
+    """The arms that one varied key has made: by the arm of the config that they are, and the value of the key."""
     found: dict[str, dict[Any, Arm]] = {}
     for arm in arms.values():
         if varied := arm.info.get("varied"):
@@ -102,27 +98,12 @@ def families(arms: Mapping[str, Arm]) -> dict[str, dict[Any, Arm]]:
     return found
 
 
-def dataset(arms: Mapping[str, Arm], final: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Any:
+def dataset(arms: Mapping[str, Arm], about: Mapping[str, Any]) -> Any:
     """Arms as an ``xarray.Dataset``, see :meth:`.RunFolder.to_xarray`.
 
     Args:
         arms: by label; as many seeds in each.
-        final: the objective at the measure that each seed returned, by label.
         about: what becomes attributes; tables in it are flattened, what says nothing is left out.
-
-    Returns:
-        The data set.
-
-    Raises:
-        ConfigError: if xarray is not installed.
-
-    Example:
-        >>> short = Arm({"step": np.array([0, 9]), "value": np.array([[4.0, 1.0]])}, np.array([2]), {})
-        >>> long = Arm({"step": np.array([0, 20]), "value": np.array([[4.0, 0.5]])}, np.array([2]), {})
-        >>> final = {"a": np.array([1.0]), "b": np.array([0.5])}
-        >>> made = dataset({"a": short, "b": long}, final, {"git": {"changed": False}})
-        >>> made["value"].sel(seed=0).values.tolist(), made.attrs
-        ([[4.0, 1.0, nan], [4.0, nan, 0.5]], {'git_changed': 0})
     """
     try:
         import xarray  # which brings pandas
@@ -140,7 +121,7 @@ def dataset(arms: Mapping[str, Arm], final: Mapping[str, np.ndarray], about: Map
                 row[:, np.searchsorted(steps, arm.records["step"])] = arm.records[name]
         variables[name] = (("arm", "seed", "step"), filled)
     each = {
-        "final_value": np.stack([final[name] for name in arms]),
+        "final_value": np.stack([np.broadcast_to(arm.final, arm.status.shape) for arm in arms.values()]),
         "steps_taken": np.stack([arm.taken.astype(int) for arm in arms.values()]),
         "status": np.array([arm.statuses for arm in arms.values()]),
     }
@@ -157,13 +138,7 @@ def dataset(arms: Mapping[str, Arm], final: Mapping[str, np.ndarray], about: Map
 
 
 def tidy(data: Any) -> Any:
-    """A data set of :func:`dataset` as a ``pandas.DataFrame``, see :meth:`.RunFolder.to_dataframe`.
-
-    Example:
-        >>> arm = Arm({"step": np.array([0, 9]), "value": np.array([[4.0, 1.0]])}, np.array([2]), {})
-        >>> tidy(dataset({"a": arm}, {"a": np.array([1.0])}, {}))[["arm", "seed", "step", "value"]].values.tolist()
-        [['a', 0, 0, 4.0], ['a', 0, 9, 1.0]]
-    """
+    """A data set of :func:`dataset` as a ``pandas.DataFrame``, see :meth:`.RunFolder.to_dataframe`."""
     records = [name for name, variable in data.data_vars.items() if "step" in variable.dims]
     return data.to_dataframe(dim_order=["arm", "seed", "step"]).dropna(subset=records, how="all").reset_index()
 

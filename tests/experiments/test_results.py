@@ -2,6 +2,7 @@
 
 import sys
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def arm(steps, seeds=2, **varied):
 def test_arms_of_other_steps_meet_on_all_steps_and_a_jump_is_never_made_up():
     other = arm([0, 3, 9])
     other.records["extra"] = np.zeros((2, 3))
-    data = dataset({"a": arm([0, 2, 4]), "b": other}, {name: np.zeros(2) for name in "ab"}, {})
+    data = dataset({"a": arm([0, 2, 4]), "b": other}, {})
     assert data["step"].values.tolist() == [0, 2, 3, 4, 9]
     np.testing.assert_array_equal(data["value"].sel(arm="b", seed=0), [1, np.nan, 0.25, np.nan, 0.1])
     np.testing.assert_array_equal(data["perturbed"].sel(arm="a", seed=1), [1, 1, np.nan, 1, np.nan])
@@ -65,8 +66,9 @@ def test_arms_of_other_steps_meet_on_all_steps_and_a_jump_is_never_made_up():
 def test_what_was_varied_is_there_to_group_by():
     key = "problem.particles"
     arms = {f"pwgf-{n}": arm([0, n], arm="pwgf", key=key, value=n) for n in (50, 100)} | {"wgf": arm([0, 5])}
-    data = dataset(arms, {name: np.full(2, float(i)) for i, name in enumerate(arms)}, {})
-    assert data.attrs == {"varied_key": key}
+    arms = {name: replace(each, final=np.full(2, float(i))) for i, (name, each) in enumerate(arms.items())}
+    data = dataset(arms, {"git": {"changed": False, "commit": None}})
+    assert data.attrs == {"varied_key": key, "git_changed": 0}
     np.testing.assert_array_equal(data["varied"], [50, 100, np.nan])
     assert data["final_value"].groupby("method").mean(...).to_series().to_dict() == {"pwgf": 0.5, "wgf": 2.0}
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from pwgf_jax.experiments.folder import open_run
 from pwgf_jax.experiments.report.figures import draw, thinned
-from pwgf_jax.experiments.report.tables import escape, overview
+from pwgf_jax.experiments.report.tables import arranged, escape, overview, spoken, summarise
 from pwgf_jax.experiments.results import Arm
 
 
@@ -66,3 +67,25 @@ def test_a_figure_of_a_million_records_is_small_and_keeps_its_extremes(tmp_path)
     long.records["perturbed"][0] = rng.random(size) < 0.1
     _, pdf = draw({"static": long}, tmp_path / "figure")
     assert pdf.stat().st_size < 400_000
+
+
+def test_the_summary_has_an_arm_a_column_as_the_terminal_does(finished, capsys):
+    """Its tables are those that a terminal is shown, and the values at a few steps."""
+    shown = spoken(open_run(finished))
+    summary = summarise(open_run(finished)).splitlines()
+    assert set(shown.splitlines()) <= set(summary)
+    assert [cell.strip() for cell in shown.splitlines()[0].strip("|").split("|")] == ["arm", "static", "hessian"]
+    assert max(line.count("|") for line in summary) == 4
+
+
+def test_many_arms_are_rows():
+    values, norms = descent()
+    arms = {f"a{i}": arm(values, norms) for i in range(20)}
+    lines = arranged(overview(arms)).splitlines()
+    assert lines[0].startswith("| arm | final F")
+    assert len(lines) == 22
+
+
+def test_values_that_overflow_are_numbers_and_not_steps_that_were_never_reached():
+    column = [row[1] for row in overview({"wild": arm([1.0, 1e30], [1.0, 1e30])})]
+    assert column == ["final F", "1e+30"]

@@ -24,7 +24,7 @@ from pwgf_jax.experiments.run import experiments, settings, unchanged
 from pwgf_jax.measures import Particles
 from pwgf_jax.spectrum import Curvature, eigenvalues
 
-__all__ = ["Certified", "certify_run", "report"]
+__all__ = ["certify_run"]
 
 _STREAM = 0x63657274  # keeps the starts of Lanczos apart from what the problem and the steps draw
 _NEGATIVE = 0.01  # of |λ|_max, where nothing else says what counts as negative
@@ -166,12 +166,7 @@ def _own_eps(flow: Call, arm: Arm) -> float:
 
 
 def report(certified: Sequence[Certified]) -> str:
-    """The certificates as Markdown: a line per arm, and the table.
-
-    Example:
-        >>> report([])
-        ''
-    """
+    """The certificates as Markdown: a line per arm, and the table."""
     if not certified:
         return ""
     said = []
@@ -200,11 +195,6 @@ def report(certified: Sequence[Certified]) -> str:
 
 
 def curvature(part: Curvature) -> str:
-    """A smallest eigenvalue with its bounds.
-
-    Example:
-        >>> curvature(Curvature(-0.5, 0.01, -0.52, 1e-7, None, 16))
-        '-0.5 ± 1e-02, ≥ -0.52'
-    """
+    """A smallest eigenvalue with its bounds."""
     lower = f"{part.lower:.3g}" if math.isfinite(part.lower) else "unknown"
     return f"{part.eigenvalue:.3g} ± {part.residual:.0e}, ≥ {lower}"

@@ -15,7 +15,7 @@ from pwgf_jax.experiments.messages import ConfigError
 from pwgf_jax.experiments.report.look import beside, canvas, style
 from pwgf_jax.experiments.results import NEVER, Arm, families
 
-__all__ = ["Axis", "draw", "draw_profile", "draw_varied", "plot_spectrum"]
+__all__ = ["plot_spectrum"]
 
 Axis: TypeAlias = Literal["steps", "gradients", "seconds", "bits"]
 
@@ -56,29 +56,11 @@ _KEYS = {
 def draw(arms: Mapping[str, Arm], path: Path, x: Axis = "steps") -> list[Path]:
     """Draw a figure of several arms, as PNG and as PDF.
 
-    Where the least objective is not near zero, its height above that is drawn on a logarithmic axis: above a known
-    minimum, or else above the least value that any seed of any arm has on record, as the label says. There a curve
-    goes no lower than a millionth of the largest height, or than rounding: at its own minimum it would leave the axis.
-    Gradient norms go no lower than a billionth of the largest, as at a start where symmetry makes them zero.
-
-    Args:
-        arms: by label.
-        path: where to, without a suffix.
-        x: what to draw against; what cost means is in :mod:`.costs`.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ConfigError: if matplotlib is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> values = np.array([[4.0, 1.0], [4.0, 3.0]])
-        >>> records = {"step": np.array([0, 9]), "value": values, "gradient_norm": values, "perturbed": values > 3}
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [file.name for file in draw({"static": Arm(records, np.array([2, 2]), {})}, Path(folder) / "figure")]
-        ['figure.png', 'figure.pdf']
+    Where the least objective is not near zero, its height above that is drawn on a logarithmic axis. Above what, the
+    label says: the lowest of the known critical points if no arm came lower, or else the least value that any seed of
+    any arm has on record. A curve goes no lower than a millionth of the largest height, or than rounding: at its own
+    minimum it would leave the axis. Gradient norms go no lower than a billionth of the largest, as where symmetry
+    makes them zero.
     """
     shown = [name for name in _PANELS if any(name in arm.records for arm in arms.values())]
     for telling, other in {"test_accuracy": "test_loss", "tail_accuracy": "gradient_norm"}.items():
@@ -132,15 +114,18 @@ def _zero(arms: Mapping[str, Arm]) -> _Zero:
     if not values:
         return _Zero()
     least, most = min(float(each.min()) for each in values), max(float(each.mean(axis=0).max()) for each in values)
-    known = min((level for arm in arms.values() for level in arm.info.get("landmarks", {}).values()), default=np.inf)
-    is_known = known <= least + _DEEP * (most - least)
-    level, name = (known, r"\min") if is_known else (least, r"\mathrm{best}")
+    marks = {level: name for arm in arms.values() for name, level in arm.info.get("landmarks", {}).items()}
+    level = min(marks, default=np.inf)
+    is_known = level <= least + _DEEP * (most - least)
+    if not is_known:
+        level = least
     height = most - level
     near = abs(level) <= _DEEP * height if is_known else most > 8 * least > 0 or (least <= 0 and most > -100 * least)
     if near or not height > 0:
         return _Zero()
     rounding = 4 * max(float(np.finfo(each.dtype).eps * np.abs(each).max()) for each in values)
-    return _Zero(level, max(_DEEP * height, rounding), rf"objective $F(\mu_k)-F_{{{name}}}$")
+    name = r"_{\mathrm{best}}$" if not is_known else "$({})".format(marks[level].replace("$", r"\$"))
+    return _Zero(level, max(_DEEP * height, rounding), rf"objective $F(\mu_k)-F{name}")
 
 
 def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -175,7 +160,7 @@ def _panel(
     if name == "gradient_norm":
         peaks = [float(arm.of(name).max()) for arm in arms.values() if name in arm.records and arm.finite.any()]
         zero = zero._replace(floor=_STILL * max(peaks, default=0.0))
-    curves = [np.ones(0)]
+    curves = [np.zeros(0)]
     for label, arm in arms.items():
         if name not in arm.records or not arm.finite.any():
             continue
@@ -195,7 +180,10 @@ def _panel(
                 ax.axhline(level - zero.level, color="0.85", linewidth=0.6, zorder=0)
     ax.set_ylabel(zero.label)
     ax.margins(x=0.01)
-    _scale(ax, name, np.concatenate(curves))
+    if zero.level:
+        ax.set_yscale("log")
+    else:
+        _scale(ax, name, np.concatenate(curves))
 
 
 def _scale(ax: Any, name: str, drawn: np.ndarray) -> None:
@@ -229,27 +217,6 @@ def draw_varied(arms: Mapping[str, Arm], path: Path) -> list[Path]:
 
     A seed has left where its objective is half of what it was. A median that was not reached is not drawn. Where
     small classes are measured, how these end is drawn instead.
-
-    Args:
-        arms: those of a run with a varied key.
-        path: where to, without a suffix.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ConfigError: if matplotlib is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> arms = {}
-        >>> for n in (50, 100):
-        ...     records = {"step": np.array([0, n]), "value": np.array([[4.0, 1.0], [4.0, 2.0]])}
-        ...     about = {"varied": {"arm": "hessian", "key": "problem.particles", "value": n}}
-        ...     arms[f"hessian-{n}"] = Arm(records, np.array([2, 2]), about)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [file.name for file in draw_varied(arms, Path(folder) / "figure")]
-        ['figure.png', 'figure.pdf']
     """
     grown = families(arms)
     turns = list(dict.fromkeys(turn for runs in grown.values() for turn in runs))
@@ -281,7 +248,7 @@ def draw_varied(arms: Mapping[str, Arm], path: Path) -> list[Path]:
         right.set_ylabel(f"final {_PANELS[end]}")
         if not classes:
             left.set_ylim(bottom=0)
-        if np.concatenate(lows).min() > 0 and not classes:
+        if np.min(np.concatenate(lows), initial=np.inf) > 0 and not classes:
             right.set_yscale("log")
         beside(figure, right)
     return files
@@ -295,39 +262,18 @@ def _named(key: str) -> str:
 
 def _quartiles(ax: Any, at: np.ndarray, values: Sequence[np.ndarray], longest: Any, look: Mapping) -> np.ndarray:
     """Medians with bars to the quartiles, as far as they are reached; the lower quartiles."""
-    low, middle, high = np.array([np.quantile(each, [0.25, 0.5, 0.75]) for each in values]).T
+    quartiles = [np.quantile(each, [0.25, 0.5, 0.75]) if each.size else np.full(3, np.nan) for each in values]
+    low, middle, high = np.array(quartiles).T
     there = middle <= longest
     bars = np.stack([middle - low, np.minimum(high, longest) - middle])
     ax.errorbar(at[there], middle[there], bars[:, there], **look)
-    return low
+    return low[there]
 
 
 def draw_profile(arms: Mapping[str, Arm], path: Path) -> list[Path]:
     """Draw performance profiles: the share of objectives and seeds on which a method needs at most τ times the least.
 
     Compared is the cost of coming to a second-order point, in gradients.
-
-    Args:
-        arms: those of a run over several objectives.
-        path: where to, without a suffix.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ConfigError: if matplotlib is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> arms = {}
-        >>> for name, steps in {"pgd": 5, "sgd": 10}.items():
-        ...     records = {"step": np.array([0, steps]), "perturbed": np.zeros((1, 2), bool)}
-        ...     records |= {"gradient_norm": np.array([[1.0, 0.0]]), "curvature": np.array([[-1.0, 1.0]])}
-        ...     about = {"second_order": {"eps": 0.1, "delta": 0.1}, "varied": {"arm": name, "value": "a"}}
-        ...     arms[name] = Arm(records, np.array([2]), about)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [file.name for file in draw_profile(arms, Path(folder) / "figure")]
-        ['figure.png', 'figure.pdf']
 
     References:
         Dolan, Moré, Math. Program. 91 (2002).
@@ -345,6 +291,8 @@ def draw_profile(arms: Mapping[str, Arm], path: Path) -> list[Path]:
             share = [0, *(np.arange(1, at.size + 1) / row.size)]
             ax.step([1, *at, largest], [*share, share[-1]], where="post", label=name, **style(i))
         ax.set(xscale="log", xlim=(1, largest), ylim=(0, 1.02), ylabel="share of problems and seeds solved")
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter("{x:g}" if largest < 5 else "")
         ax.set_xlabel(r"cost, in multiples $\tau$ of the cheapest method's")
         beside(figure, ax)
     return files

@@ -21,7 +21,7 @@ from pwgf_jax.experiments.report.tables import table
 from pwgf_jax.experiments.run import run, settings
 from pwgf_jax.spectrum import eigenvalues
 
-__all__ = ["explore", "prepare", "report", "write"]
+__all__ = []  # what there is, the command asks for
 
 _ENDS = 4  # Ritz values at either end of a large spectrum, which tell critical points apart
 
@@ -78,20 +78,8 @@ def prepare(config: Config, arms: Sequence[str], starts: int | None, steps: int 
         starts: how many; as many as the config has seeds if None.
         steps: of every start; as the config says if None.
 
-    Returns:
-        A config.
-
     Raises:
         ConfigError: if there is no such arm, a number is below one, or the config varies a key.
-
-    Example:
-        >>> from pwgf_jax.experiments.config import parse
-        >>> start = {"kind": "gaussian", "dimension": 2}
-        >>> problem = {"functional": "energy.py:F", "particles": 9, "start": start}
-        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
-        >>> config = prepare(parse({"name": "a", "steps": 9, "problem": problem, "arms": arms}), [], 20, None)
-        >>> config.seeds, config.problem.same_data
-        (20, True)
     """
     if config.vary is not None:
         raise ConfigError(f"{config.file}: vary: a landscape is that of one problem; leave the table out.")
@@ -129,21 +117,8 @@ def explore(
         command: what the user typed.
         quiet: whether to show no progress.
 
-    Returns:
-        A :class:`Survey`.
-
     Raises:
         ConfigError: as running and certifying do, or if the tolerance is not positive.
-
-    Example:
-        >>> from pwgf_jax.experiments.config import parse
-        >>> start = {"kind": "gaussian", "dimension": 2}
-        >>> problem = {"functional": "no_such.py:F", "particles": 9, "start": start}
-        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
-        >>> explore(parse({"name": "a", "steps": 9, "problem": problem, "arms": arms}), Path("no/such"))
-        Traceback (most recent call last):
-        ...
-        pwgf_jax.experiments.messages.ConfigError: config: problem.functional: ...no_such.py: there is no such file.
     """
     for name, number in (("tolerance", tolerance), ("eps", eps), ("delta", delta)):
         if number is not None and not 0 < number < math.inf:
@@ -212,7 +187,7 @@ def conclusion(survey: Survey) -> str:
     others = [point for point in survey.points if not point.minimal]
     loose = [point for point in others if not point.strict]
     low, high = survey.deltas[0], survey.deltas[-1]
-    below = f"λ_min < −δ, δ = {low:.3g}" if low == high else f"λ_min < −δ, δ = {low:.3g} to {high:.3g},"
+    below = f"λ_min < −δ, δ = {low:.3g}" if low == high else f"λ_min < −δ, δ = {low:.3g} to {high:.3g}"
     if not others:
         said = "Every critical point found is minimal: these starts say nothing about saddles."
     elif not loose:
@@ -232,12 +207,7 @@ def conclusion(survey: Survey) -> str:
 
 
 def report(survey: Survey) -> str:
-    """The table of critical points as Markdown, and the conclusion.
-
-    Example:
-        >>> print(report(Survey([], 2, 1e-3)))
-        No start of 2 came to a critical point (gradient norm at most 0.001): take more steps or another arm.
-    """
+    """The table of critical points as Markdown, and the conclusion."""
     rows = [["value", "‖∇F‖", "λ_min integral", "λ_min full", "index", "reached", "minimal", "verdicts"]]
     for point in survey.points:
         low, high = (f(end.index for end in point.members) for f in (min, max))
@@ -266,17 +236,8 @@ def write(survey: Survey, path: Path, command: str) -> list[Path]:
         path: the folder.
         command: what the user typed.
 
-    Returns:
-        The files written.
-
     Raises:
         ConfigError: if matplotlib is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [file.name for file in write(Survey([], 2, 1e-3), Path(folder), "")]
-        ['landscape.md', 'landscape.json']
     """
     folder = RunFolder(path)
     folder.write_text("landscape.md", f"# Critical points\n\n{report(survey)}\n\nMade by `{command}`.\n")

@@ -13,7 +13,7 @@ import numpy as np
 from pwgf_jax.experiments.report.look import canvas, drawing, style
 from pwgf_jax.solve.files import replacing
 
-__all__ = ["animate", "draw_snapshots"]
+__all__ = []  # what there is, the command asks for
 
 _WIDE = 4  # panels of an animation side by side
 _SECONDS = 6  # that an animation lasts, if its pictures are many; if few, they come two a second
@@ -89,19 +89,6 @@ def draw_snapshots(arms: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> 
     Args:
         arms: snapshots by label, each with "step" (k,), "points" (k, N, d) and perhaps "target" (M, d).
         path: where to, without a suffix.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ConfigError: if matplotlib is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> snapshots = {"step": np.array([0, 9]), "points": np.ones((2, 5, 2)), "target": np.zeros((3, 2))}
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [file.name for file in draw_snapshots({"static": snapshots}, Path(folder) / "particles")]
-        ['particles.png', 'particles.pdf']
     """
     steps, view = _steps(arms), _view(arms)
     with canvas(path, (1.5 * len(steps) + 0.2, 1.55 * len(arms) + 0.2)) as (figure, files):
@@ -128,19 +115,6 @@ def animate(arms: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> list[Pa
     Args:
         arms: as in :func:`draw_snapshots`.
         path: where to, without a suffix.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ConfigError: if matplotlib is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> snapshots = {"step": np.array([0, 9]), "points": np.ones((2, 5, 2)), "target": np.zeros((3, 2))}
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     animate({"static": snapshots}, Path(folder) / "particles")[0].name
-        'particles.gif'
     """
     steps, view = _steps(arms), _view(arms)
     rows = -(-len(arms) // _WIDE)

@@ -15,7 +15,7 @@ from pwgf_jax.experiments.messages import ConfigError
 from pwgf_jax.experiments.results import NEVER, Arm, families
 from pwgf_jax.flows import Status
 
-__all__ = ["comparison", "labelled", "spoken", "summarise", "table"]
+__all__ = ["table"]
 
 _Rows: TypeAlias = list[list[str]]  # under a row of headings
 _Columns: TypeAlias = dict[str, Callable[[Arm], str]]  # what an arm has below each heading
@@ -62,21 +62,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def summarise(folder: RunFolder) -> str:
-    """The text of summary.md.
-
-    Args:
-        folder: of a run.
-
-    Returns:
-        Markdown.
-
-    Example:
-        >>> from pathlib import Path
-        >>> summarise(RunFolder(Path("no/such")))
-        Traceback (most recent call last):
-        ...
-        FileNotFoundError: ...
-    """
+    """The text of summary.md."""
     info, arms = folder.info, folder.arms()
     parts = [
         f"# {info['name']}",
@@ -85,7 +71,7 @@ def summarise(folder: RunFolder) -> str:
         f"Problem: {info['problem']}." if "problem" in info else "",
     ]
     if arms:
-        parts += [_arranged(rows) for rows in (overview(arms), trajectory(arms), *_asked_for(folder, arms))]
+        parts += [arranged(rows) for rows in (overview(arms), trajectory(arms), *_asked_for(folder, arms))]
         parts.append(_LEGEND)
     parts += _notes(arms)
     meaning = {name: sentence for arm in arms.values() for name, sentence in arm.info["meaning"].items()}
@@ -98,52 +84,23 @@ def summarise(folder: RunFolder) -> str:
 
 
 def spoken(folder: RunFolder) -> str:
-    """What a terminal is told of a run: the tables that it has columns for, and who was left out of them.
-
-    Example:
-        >>> from pathlib import Path
-        >>> spoken(RunFolder(Path("no/such")))
-        Traceback (most recent call last):
-        ...
-        FileNotFoundError: ...
-    """
+    """What a terminal is told of a run: the tables that it has columns for, and who was left out of them."""
     arms = folder.arms()
-    first = [_arranged(overview(arms))] if len(arms) <= _WIDE else []
-    return "\n".join([*first, *map(_arranged, _asked_for(folder, arms)), *_notes(arms)])
+    first = [arranged(overview(arms))] if len(arms) <= _WIDE else []
+    return "\n".join([*first, *map(arranged, _asked_for(folder, arms)), *_notes(arms)])
 
 
 def comparison(runs: Mapping[Path, RunFolder], command: str) -> tuple[str, str]:
-    """Several runs side by side, as the text of summary.md and as the table for a terminal.
-
-    Args:
-        runs: by where they are.
-        command: what the user typed.
-
-    Returns:
-        Both.
-
-    Example:
-        >>> comparison({}, "")
-        Traceback (most recent call last):
-        ...
-        pwgf_jax.experiments.messages.ConfigError: no arm is finished yet.
-    """
+    """Several runs side by side, as the text of summary.md and as the table for a terminal."""
     arms = labelled(runs)
     problems = "\n".join(f"- {path}: {run.info['problem']}" for path, run in runs.items() if "problem" in run.info)
-    shown = _arranged(overview(arms))
-    parts = [f"# Comparison of {len(runs)} runs", problems, shown, _ESCAPE, _arranged(trajectory(arms)), *_notes(arms)]
+    shown = arranged(overview(arms))
+    parts = [f"# Comparison of {len(runs)} runs", problems, shown, _ESCAPE, arranged(trajectory(arms)), *_notes(arms)]
     return "\n\n".join(filter(None, [*parts, f"Made by `{command}`."])) + "\n", shown
 
 
 def labelled(runs: Mapping[Path, RunFolder]) -> dict[str, Arm]:
-    """The arms of all runs, under their own names where these are unique, else with the run's before it.
-
-    Example:
-        >>> labelled({})
-        Traceback (most recent call last):
-        ...
-        pwgf_jax.experiments.messages.ConfigError: no arm is finished yet.
-    """
+    """The arms of all runs, under their own names where these are unique, else with the run's before it."""
     arms = [(path, name, arm) for path, run in runs.items() for name, arm in run.arms().items()]
     if not arms:
         raise ConfigError(": ".join(filter(None, [", ".join(map(str, runs)), "no arm is finished yet."])))
@@ -154,7 +111,7 @@ def labelled(runs: Mapping[Path, RunFolder]) -> dict[str, Arm]:
     return {f"{folders[path] if short else path}: {name}": arm for path, name, arm in arms}
 
 
-def _arranged(rows: _Rows) -> str:
+def arranged(rows: _Rows) -> str:
     """A table with an arm a column while there are few: they have many numbers, and pages and terminals are narrow."""
     return table(list(zip(*rows, strict=True)) if len(rows) <= _WIDE + 1 else rows)
 
@@ -229,13 +186,6 @@ def escape(arm: Arm, depth: float) -> np.ndarray:
     It has fallen at the first record that is a tenth of ``depth`` below the start. The peak is the largest gradient
     norm of the records around that one, as far as they do not drop below half of the norm there: the hill that the
     seed comes down. Jumps that come later, or lead nowhere, make peaks of their own, which are not on it.
-
-    Args:
-        arm: what ran.
-        depth: how far the objective can fall.
-
-    Returns:
-        One number per finite seed, huge for those that do not fall.
     """
     values, norms, steps = arm.of(arm.objective), arm.of("gradient_norm"), arm.records["step"]
     fallen = (values <= values[:, :1] - depth / 10) & (depth > 0)
