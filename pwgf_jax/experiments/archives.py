@@ -31,14 +31,6 @@ def add(path: Path, prefix: str, arrays: Mapping[str, Any]) -> None:
     """Put arrays below a prefix behind those that a file holds already; what it held below the prefix goes.
 
     The others are copied as they are, not read: a long run does not pay again for its first arms with every later one.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for arm in ("a", "b", "a"):
-        ...         add(Path(folder) / "a.npz", arm, {"c": np.arange(2)})
-        ...     list(read(Path(folder) / "a.npz"))
-        ['b/c', 'a/c']
     """
     added = {f"{prefix}/{key}": np.asarray(value) for key, value in arrays.items()}
     if not path.exists():

@@ -66,16 +66,6 @@ class Experiment:
         points: how many data a gradient sees; None without data.
         target: of the first seed, where the problem is to meet a sample; else None.
         facts: what is known of an objective, for run.json.
-
-    Example:
-        >>> from pwgf_jax.experiments.config import parse
-        >>> data = {"source": "teacher", "points": 8, "inputs": 3, "outputs": 2}
-        >>> start = {"kind": "gaussian"}
-        >>> table = {"functional": "icfl", "particles": 4, "data": data, "start": start}
-        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
-        >>> experiment = build(parse({"name": "a", "steps": 1, "seeds": 3, "problem": table, "arms": arms}))
-        >>> experiment.keys.shape, list(experiment.flows)
-        ((3,), ['static'])
     """
 
     problem: Callable[[Array], tuple[Functional, Particles]]

@@ -26,13 +26,6 @@ class Measured(Combinable):
         test: what it is measured by: a functional, or test data (inputs (t, l), targets (t, k)) for a functional with
             a summand that predicts.
         classes: whether the largest target names a class.
-
-    Example:
-        >>> from pwgf_jax.functionals import mean_field_regression
-        >>> z, y = jnp.ones((4, 2)), jnp.ones((4, 1))
-        >>> F = Measured.on(mean_field_regression(z, y).confined(0.1), lambda mu: mu.weights[0], (z, y), False)
-        >>> float(F.measured(Particles.uniform(jnp.zeros((3, 3))))["test_loss"])
-        0.5
     """
 
     train: Any

@@ -28,15 +28,7 @@ class Logger(Protocol):
 
 
 def logged(logger: Logger, arm: str, progress: Progress) -> None:
-    """Tell a logger how far an arm is: medians over its seeds, and how many of them still run.
-
-    Example:
-        >>> class Printed:
-        ...     def log(self, step, numbers): print(step, numbers)
-        ...     def close(self): pass
-        >>> logged(Printed(), "a", Progress(50, 100, np.ones(2), np.ones(2), np.zeros(2, int)))
-        50 {'a/value': 1.0, 'a/gradient_norm': 1.0, 'a/running': 2.0}
-    """
+    """Tell a logger how far an arm is: medians over its seeds, and how many of them still run."""
     numbers = {"value": np.median(progress.value), "gradient_norm": np.median(progress.gradient_norm)}
     numbers["running"] = progress.running
     logger.log(progress.step, {f"{arm}/{name}": float(number) for name, number in numbers.items()})

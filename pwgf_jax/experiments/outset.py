@@ -31,17 +31,6 @@ def create(path: Path, config: Config, command: str) -> RunFolder:
 
     Raises:
         ConfigError: if the folder holds something already or cannot be made.
-
-    Example:
-        >>> import tempfile
-        >>> from pwgf_jax.experiments.config import parse
-        >>> start = {"kind": "gaussian", "dimension": 2}
-        >>> problem = {"functional": "energy.py:F", "particles": 9, "start": start}
-        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
-        >>> config = parse({"name": "a", "steps": 9, "problem": problem, "arms": arms})
-        >>> with tempfile.TemporaryDirectory() as place:
-        ...     create(Path(place) / "mine", config, "pwgf run mine.toml").unfinished
-        ['static']
     """
     folder, text = RunFolder(path), dump(config)
     info = {

@@ -24,14 +24,6 @@ class Bar:
     Args:
         steps: of every arm, by name.
         quiet: whether to show nothing.
-
-    Example:
-        >>> import numpy as np
-        >>> with Bar({"static": 100}, quiet=True) as bar:
-        ...     bar.begin("static")
-        ...     bar(Progress(50, 100, np.ones(2), np.ones(2), np.zeros(2, int)))
-        >>> bar.done
-        50
     """
 
     def __init__(self, steps: Mapping[str, int], *, quiet: bool = False) -> None:

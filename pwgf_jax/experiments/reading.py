@@ -202,14 +202,7 @@ class Choice:
         plain: the annotation of what is no table, where that may be given.
         why: what a message says of it where it is missing.
 
-    Example:
-        >>> def sgd(learning_rate: float): ...
-        >>> step = Choice({"optimizer": {"sgd": Entry(sgd)}}, float)
-        >>> raise step.refusal({"optimizer": "sgdd"}, Place("a.toml", "step"))
-        Traceback (most recent call last):
-        ...
-        pwgf_jax.experiments.messages.ConfigError: a.toml: step.optimizer: given "sgdd" (a string); allowed: sgd; \
-did you mean sgd?
+    did you mean sgd?
     """
 
     tables: Mapping[str, Mapping[str, Entry]]
@@ -303,13 +296,6 @@ def read(model: type[_Model], table: Mapping[str, Any], place: Place) -> _Model:
 
     Raises:
         ConfigError: if a key is unknown or missing, or a value is of the wrong type or out of range.
-
-    Example:
-        >>> def walk(steps: int): ...
-        >>> read(Entry(walk).options("Walk"), {"stepps": 2}, Place("a.toml"))
-        Traceback (most recent call last):
-        ...
-        pwgf_jax.experiments.messages.ConfigError: a.toml: unknown key stepps; allowed: steps; did you mean steps?
     """
     try:
         return model.model_validate(table)

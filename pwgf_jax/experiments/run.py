@@ -46,18 +46,6 @@ def run(
 
     Raises:
         ConfigError: if the experiment cannot be made or the folder is taken; nothing is written then.
-
-    Example:
-        >>> import tempfile
-        >>> from pwgf_jax.experiments.config import parse
-        >>> data = {"source": "teacher", "points": 8, "inputs": 3, "outputs": 2}
-        >>> start = {"kind": "gaussian"}
-        >>> table = {"functional": "icfl", "particles": 4, "data": data, "start": start}
-        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
-        >>> config = parse({"name": "a", "steps": 2, "seeds": 3, "problem": table, "arms": arms})
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     run(config, Path(folder) / "a").arms()["static"].records["value"].shape
-        (3, 3)
     """
     refuse_taken(path)
     with settings(config):
@@ -69,18 +57,7 @@ def run(
 
 
 def experiments(config: Config) -> list[tuple[Part, Experiment]]:
-    """What a config consists of, each part made and tried.
-
-    Example:
-        >>> from pwgf_jax.experiments.config import parse
-        >>> start = {"kind": "gaussian", "dimension": 2}
-        >>> problem = {"functional": "no_such.py:F", "particles": 9, "start": start}
-        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
-        >>> experiments(parse({"name": "a", "steps": 9, "problem": problem, "arms": arms}))
-        Traceback (most recent call last):
-        ...
-        pwgf_jax.experiments.messages.ConfigError: config: problem.functional: ...no_such.py: there is no such file.
-    """
+    """What a config consists of, each part made and tried."""
     return [(part, build(part.config)) for part in unfold(config)]
 
 
@@ -183,16 +160,7 @@ def unchanged(folder: RunFolder, *, trust: bool = False) -> Config:
 
 
 def own_code(config: Config) -> list[str]:
-    """The Python files that making a config's problem runs.
-
-    Example:
-        >>> from pwgf_jax.experiments.config import parse
-        >>> start = {"kind": "gaussian", "dimension": 2}
-        >>> problem = {"functional": "energy.py:F", "particles": 9, "start": start}
-        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
-        >>> own_code(parse({"name": "a", "steps": 9, "problem": problem, "arms": arms}, "/home/me/a.toml"))
-        ['/home/me/energy.py']
-    """
+    """The Python files that making a config's problem runs."""
     named = [path for part in unfold(config) for path in own.files(part.config.model_dump(exclude_none=True))]
     return list(dict.fromkeys(str(path) for path in named if path.suffix == ".py"))
 
@@ -203,15 +171,6 @@ def settings(config: Config) -> Iterator[None]:
 
     Args:
         config: of an experiment.
-
-    Example:
-        >>> from pwgf_jax.experiments.config import parse
-        >>> table = {"functional": "icfl", "particles": 4, "data": {"source": "digits"}, "start": {"kind": "gaussian"}}
-        >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
-        >>> config = parse({"name": "a", "steps": 2, "dtype": "float32", "problem": table, "arms": arms})
-        >>> with settings(config):
-        ...     jax.numpy.ones(1).dtype.name
-        'float32'
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")

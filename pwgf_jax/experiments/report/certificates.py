@@ -98,13 +98,6 @@ def certify_run(
     Raises:
         ConfigError: if there is no such arm, nothing is finished, a number is out of range, or the problem can no
             longer be made as it was.
-
-    Example:
-        >>> from pathlib import Path
-        >>> certify_run(RunFolder(Path("no/such")), eps=-1.0)
-        Traceback (most recent call last):
-        ...
-        pwgf_jax.experiments.messages.ConfigError: eps = -1.0; give a positive number.
     """
     for name, number in (("eps", eps), ("delta", delta), ("seeds", seeds)):
         if number is not None and not 0 < number < math.inf:

@@ -21,7 +21,7 @@ from pwgf_jax.experiments.report.tables import table
 from pwgf_jax.experiments.run import run, settings
 from pwgf_jax.spectrum import eigenvalues
 
-__all__ = []  # what there is, the command asks for
+__all__ = ["explore", "prepare", "report", "write"]
 
 _ENDS = 4  # Ritz values at either end of a large spectrum, which tell critical points apart
 

@@ -75,13 +75,6 @@ def canvas(path: Path, size: tuple[float, float]) -> Iterator[tuple[Any, list[Pa
 
     Raises:
         ConfigError: if matplotlib is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder, canvas(Path(folder) / "a", (1.0, 1.0)) as (figure, files):
-        ...     ax = figure.subplots()
-        >>> [file.name for file in files]
-        ['a.png', 'a.pdf']
     """
     files = [path.with_name(f"{path.name}.{kind}") for kind in ("png", "pdf")]
     with drawing(size) as figure:
@@ -92,15 +85,7 @@ def canvas(path: Path, size: tuple[float, float]) -> Iterator[tuple[Any, list[Pa
 
 
 def beside(figure: Any, ax: Any) -> None:
-    """The legend of a panel to the right of all panels, which keep their size: it never hides a curve.
-
-    Example:
-        >>> with drawing((2.0, 1.0)) as figure:
-        ...     _ = (ax := figure.subplots()).plot([0, 1], label="static")
-        ...     beside(figure, ax)
-        >>> len(figure.legends), bool(figure.get_figwidth() > 2)
-        (1, True)
-    """
+    """The legend of a panel to the right of all panels, which keep their size: it never hides a curve."""
     lines, names = ax.get_legend_handles_labels()
     if names:
         width, height = figure.get_size_inches()

@@ -13,7 +13,7 @@ import numpy as np
 from pwgf_jax.experiments.report.look import canvas, drawing, style
 from pwgf_jax.solve.files import replacing
 
-__all__ = []  # what there is, the command asks for
+__all__ = ["animate", "draw_snapshots"]
 
 _WIDE = 4  # panels of an animation side by side
 _SECONDS = 6  # that an animation lasts, if its pictures are many; if few, they come two a second
