@@ -24,7 +24,7 @@ from pwgf_jax.experiments.run import experiments, settings, unchanged
 from pwgf_jax.measures import Particles
 from pwgf_jax.spectrum import Curvature, eigenvalues
 
-__all__ = ["certify_run"]
+__all__ = ["Certified", "certify_run", "report"]
 
 _STREAM = 0x63657274  # keeps the starts of Lanczos apart from what the problem and the steps draw
 _NEGATIVE = 0.01  # of |λ|_max, where nothing else says what counts as negative

@@ -15,7 +15,7 @@ from pwgf_jax.experiments.messages import ConfigError
 from pwgf_jax.experiments.report.look import beside, canvas, style
 from pwgf_jax.experiments.results import NEVER, Arm, families
 
-__all__ = ["plot_spectrum"]
+__all__ = ["Axis", "draw", "draw_profile", "draw_varied", "plot_spectrum"]
 
 Axis: TypeAlias = Literal["steps", "gradients", "seconds", "bits"]
 

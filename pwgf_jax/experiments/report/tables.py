@@ -15,7 +15,7 @@ from pwgf_jax.experiments.messages import ConfigError
 from pwgf_jax.experiments.results import NEVER, Arm, families
 from pwgf_jax.flows import Status
 
-__all__ = ["table"]
+__all__ = ["arranged", "comparison", "labelled", "objectives", "spoken", "summarise", "table"]
 
 _Rows: TypeAlias = list[list[str]]  # under a row of headings
 _Columns: TypeAlias = dict[str, Callable[[Arm], str]]  # what an arm has below each heading
