@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 import jax
 
 from pwgf_jax.experiments import own
-from pwgf_jax.experiments.build import Experiment, build
 from pwgf_jax.experiments.config import Config, Part, dump, fingerprint, unfold
 from pwgf_jax.experiments.costs import cost_model
+from pwgf_jax.experiments.experiment import Experiment, build
 from pwgf_jax.experiments.folder import RunFolder, open_run
 from pwgf_jax.experiments.loggers import Logger, logged
 from pwgf_jax.experiments.messages import ConfigError, say

@@ -11,9 +11,9 @@ import pytest
 
 from pwgf_jax import Particles
 from pwgf_jax.calculus import HessianOperator, wasserstein_hessian
-from pwgf_jax.experiments.build import flow_of
 from pwgf_jax.experiments.config import parse
 from pwgf_jax.experiments.costs import PRODUCT, cost_model, seconds
+from pwgf_jax.experiments.experiment import flow_of
 from pwgf_jax.experiments.results import Arm
 
 JUMPS = {"eps": 100.0, "eta_p": 0.1, "k_thres": 3, "f_thres": 0.0}  # one jump, at the first step

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from pwgf_jax.calculus import Functional
 from pwgf_jax.certificate import Certificate, certify
-from pwgf_jax.experiments.build import Experiment
+from pwgf_jax.experiments.experiment import Experiment
 from pwgf_jax.experiments.folder import RunFolder
 from pwgf_jax.experiments.messages import ConfigError, suggestion
 from pwgf_jax.experiments.reading import Call
