@@ -179,7 +179,7 @@ def test_lanczos_needs_the_depth_that_is_tabulated():
     for beta, found in products(jnp.asarray(v)).items():
         exact = (eigenvalues**2 + beta) ** -0.5 * v
         errors = [np.linalg.norm(u - exact) / np.linalg.norm(exact) for u in found]
-        np.testing.assert_allclose(np.log(errors), np.log(TABLE[beta]), atol=np.log(4))
+        np.testing.assert_allclose(np.log(np.asarray(errors)), np.log(TABLE[beta]), atol=np.log(4))
 
 
 # --- damping and trust ------------------------------------------------------------------------------------------------
