@@ -298,6 +298,8 @@ def _certify(options: argparse.Namespace, command: str) -> None:
     text = certificates.report(certified)
     folder.write_text("certificates.md", f"# Certificates of {folder.info['name']}\n\n{text}\n\nMade by `{command}`.\n")
     folder.write_text("certificates.json", json.dumps([each.plain() for each in certified], indent=2) + "\n")
+    arms = dict.fromkeys(each.arm for each in certified)
+    folder.certified({arm: [each.certificate.verdict.name for each in certified if each.arm == arm] for arm in arms})
     print(text)
     _say_written([folder.path / "certificates.md", folder.path / "certificates.json"])
 

@@ -98,7 +98,8 @@ class RunFolder:
 
         Every record of metrics.npz is a variable over all three. The steps are those of all arms together; where an
         arm has no record, there is NaN. So a yes or no, as ``perturbed``, is 1 or 0, and its mean over the seeds a
-        share. ``final_value``, ``steps_taken`` and ``status`` (its name) are per arm and seed. Attributes are what
+        share. ``final_value``, ``steps_taken``, ``status`` (its name) and, after ``pwgf certify``, ``verdict`` are per
+        arm and seed. Attributes are what
         run.json says, flat, as ``to_netcdf`` wants them. Where a key was varied, ``method`` and ``varied`` say of each
         arm which of the config's it is and what value the key has.
 
@@ -276,6 +277,13 @@ class RunFolder:
         self.write_info(info)
         if snapshots:  # with the points of every record in it
             self.checkpoint(arm).unlink(missing_ok=True)
+
+    def certified(self, verdicts: Mapping[str, Sequence[str]]) -> None:
+        """Note in run.json what the certificates of the first seeds of some arms say."""
+        info = self.info
+        for arm, said in verdicts.items():
+            info["arms"][arm]["verdicts"] = list(said)
+        self.write_info(info)
 
 
 def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

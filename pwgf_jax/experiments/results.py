@@ -11,7 +11,7 @@ import numpy as np
 from pwgf_jax.experiments.messages import ConfigError
 from pwgf_jax.flows import Status
 
-__all__ = ["Arm"]
+__all__ = ["NEVER", "Arm", "dataset", "families", "tidy"]
 
 NEVER = 1e18
 """A step that no run reaches: quartiles with infinities would not be numbers."""
@@ -125,6 +125,11 @@ def dataset(arms: Mapping[str, Arm], about: Mapping[str, Any]) -> Any:
         "steps_taken": np.stack([arm.taken.astype(int) for arm in arms.values()]),
         "status": np.array([arm.statuses for arm in arms.values()]),
     }
+    if any("verdicts" in arm.info for arm in arms.values()):
+        # Of the seeds that were certified; the others have none.
+        each["verdict"] = np.array(
+            [(arm.info.get("verdicts", []) + [""] * shape[1])[: shape[1]] for arm in arms.values()]
+        )
     variables |= {name: (("arm", "seed"), values) for name, values in each.items()}
     coordinates: dict[str, Any] = {"arm": list(arms), "seed": np.arange(shape[1]), "step": steps}
     varied = {name: arm.info.get("varied", {"arm": name, "value": np.nan}) for name, arm in arms.items()}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pwgf_jax import __version__
-from pwgf_jax.experiments import build, load
+from pwgf_jax.experiments import build, load, open_run
 from pwgf_jax.experiments import run as runner
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.progress import Bar
@@ -105,6 +105,8 @@ def test_certify_writes_a_verdict_for_every_seed(finished, capsys, refused):
         assert each["full"]["lower"] <= each["full"]["eigenvalue"] + 1e-12
         assert each["verdict"] in said
     assert "| static | 0 " in (finished / "certificates.md").read_text(encoding="utf-8")
+    found = open_run(finished).to_xarray()["verdict"].sel(arm="static").values.tolist()
+    assert found == [*(each["verdict"] for each in certificates), ""]
 
 
 def test_certify_says_what_it_cannot_do(finished, tmp_path, refused):
