@@ -325,7 +325,7 @@ def plot_spectrum(
     import matplotlib.pyplot as plt
 
     if ax is None:
-        ax = plt.subplots(figsize=(6, 3.2), layout="constrained")[1]
+        ax = plt.subplots(figsize=(7.6, 3.2), layout="constrained")[1]
     values = np.asarray(pairs.eigenvalues, float)
     low, high = min(values[0], -delta, 0.0), max(values[-1], 0.0)
     span = (high - low) or 1.0
