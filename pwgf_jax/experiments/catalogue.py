@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
 from pydantic import Field, TypeAdapter
 
@@ -14,6 +14,7 @@ from pwgf_jax.experiments.descents import DESCENTS
 from pwgf_jax.experiments.objectives import OBJECTIVES as PROBLEMS
 from pwgf_jax.experiments.own import file_of
 from pwgf_jax.experiments.reading import OWN, Call, Choice, Entry, Table
+from pwgf_jax.flows.protocol import is_preset
 
 __all__ = [
     "ARM",
@@ -101,15 +102,8 @@ def _offered(module: Any, wanted: Callable[[Any], Any]) -> dict[str, Any]:
     return {name: getattr(module, name) for name in sorted(module.__all__) if wanted(getattr(module, name))}
 
 
-def _is_preset(thing: Any) -> bool:
-    """Whether it is a named method: a constructor of flows whose arguments a config can write."""
-    if not inspect.isfunction(thing) or thing in (flows.flow, flows.descent, flows.seeded, flows.minibatch):
-        return False
-    return get_type_hints(thing).get("return") is flows.Flow
-
-
 def _data_of(thing: Any) -> tuple[str, ...]:
-    """The data that it makes a functional of: inputs and targets, or a sample of a target."""
+    """The data that a functional is made of, its first arguments: inputs and targets, or a sample of a target."""
     names = tuple(inspect.signature(thing).parameters) if inspect.isfunction(thing) else ()
     return next((wanted for wanted in (("inputs", "targets"), ("target",)) if names[: len(wanted)] == wanted), ())
 
@@ -126,7 +120,7 @@ def _method(thing: Any) -> Entry:
     return Entry(thing, tuple(takes), beside, Method)
 
 
-FLOWS = {name: _method(thing) for name, thing in _offered(flows, _is_preset).items()}
+FLOWS = {name: _method(thing) for name, thing in _offered(flows, is_preset).items()}
 TRANSFORMS = {name: Entry(make, ("setting",), base=Method) for name, make in DESCENTS.items()}
 FUNCTIONALS = {name: Entry(thing, _data_of(thing)) for name, thing in _offered(functionals, _data_of).items()}
 OBJECTIVES = {name: Entry(make, ("key", "dtype")) for name, make in PROBLEMS.items()}

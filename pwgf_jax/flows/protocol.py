@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec
 
@@ -13,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from pwgf_jax.calculus import Functional
 from pwgf_jax.measures import Field, Particles
 
-__all__ = ["Evaluation", "Flow", "FlowState", "Recipe", "Status", "StepInfo", "preset"]
+__all__ = ["Evaluation", "Flow", "FlowState", "Recipe", "Status", "StepInfo", "is_preset", "preset"]
 
 _Given = ParamSpec("_Given")
 
@@ -190,7 +191,22 @@ def preset(make: Callable[_Given, Flow]) -> Callable[_Given, Flow]:
             return made
         return made._replace(recipe=Recipe(constructed, rest, numbers))
 
+    _PRESETS.add(constructed)
     return constructed
+
+
+_PRESETS: weakref.WeakSet[Callable[..., Flow]] = weakref.WeakSet()
+
+
+def is_preset(thing: Any) -> bool:
+    """Whether something is a constructor of flows that :func:`preset` has marked: a method with a name.
+
+    Example:
+        >>> from pwgf_jax import flows
+        >>> is_preset(flows.wgf), is_preset(flows.flow)
+        (True, False)
+    """
+    return callable(thing) and thing in _PRESETS
 
 
 class Flow(NamedTuple):
