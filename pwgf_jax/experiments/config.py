@@ -4,106 +4,26 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path, PurePath
-from typing import Annotated, Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import tomli_w
-from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from pwgf_jax.experiments import own
 from pwgf_jax.experiments.catalogue import ARM, PROBLEM, Count, Method, Problem
 from pwgf_jax.experiments.messages import ConfigError, Place, show
 from pwgf_jax.experiments.reading import Table, read
+from pwgf_jax.experiments.vary import Name, Vary
 
 __all__ = ["Config", "Method", "Part", "Problem", "Vary", "dump", "fingerprint", "load", "parse", "unfold"]
 
 _DEEPEST = 50
 _LARGEST = 3.4028235e38  # in float32
 _WHOLE = 2**31  # steps, sizes and seeds are counted in 32 bits
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
-_TURN = re.compile(r"[^/\\\x00-\x1f]{1,100}")
 _UNREADABLE = "no sense in it: numbers have up to 4300 digits, and lists and tables are nested up to some hundred deep."
-
-
-def _names_files(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        words = "use letters, digits, - and _, at most 100, for files are named after it."
-        raise PydanticCustomError("given", "{text}", {"text": f"given {show(name)}; {words}"})
-    return name
-
-
-class Vary(Table):
-    """One key of a config and the values that it takes in turn.
-
-    Args:
-        key: dotted, below ``problem`` or ``arms``, or ``problem`` itself.
-        values: what it becomes, a list, or whole tables by name; every arm that it concerns is run once for each.
-
-    Raises:
-        ValueError: if the key is elsewhere, or the values are none, equal or not plain.
-
-    Example:
-        >>> Vary(key="problem.particles", values=[50, 100]).label("hessian", 50)
-        'hessian-50'
-    """
-
-    key: str
-    values: list[Any] | dict[str, Any]
-
-    @model_validator(mode="after")
-    def _possible(self) -> Vary:
-        if not re.fullmatch(r"problem(\..+)?|arms\.[^.]+\..+", self.key):
-            raise ValueError(f'key: given "{self.key}"; give a key below problem or below an arm.')
-        if isinstance(self.values, dict):
-            if not self.values or not all(isinstance(value, dict) for value in self.values.values()):
-                raise ValueError(f"values: given {show(self.values)}; give a list of values, or tables by name.")
-            for name in self.values:
-                if not _TURN.fullmatch(name):
-                    raise ValueError(
-                        f"values: given {show(name)}; give one line without slashes, of at most 100 characters, "
-                        "for figures are named after it."
-                    )
-            return self
-        for value in self.values:
-            if not isinstance(value, bool | int | float | str):
-                raise ValueError(f"values: given {show(value)}; give numbers, strings or booleans.")
-        if not self.values or len(set(self.values)) < len(self.values):
-            raise ValueError(f"values: given {show(self.values)}; give at least one, all different.")
-        return self
-
-    def concerns(self, arm: str) -> bool:
-        """Whether the runs of an arm depend on the value."""
-        return self.key.split(".")[0] == "problem" or self.key.split(".")[1] == arm
-
-    def turns(self) -> list[Any]:
-        """What labels and tables call each value: the name of a table, of a file without its folder, or the value."""
-        whole = lambda value: isinstance(value, str) and PurePath(value).is_absolute()  # noqa: E731
-        return [PurePath(value).name if whole(value) else value for value in self.values]
-
-    def label(self, arm: str, turn: Any) -> str:
-        """The name of an arm in a turn."""
-        return f"{arm}-{re.sub('[^A-Za-z0-9_.-]', '_', str(turn))}"
-
-    def check_labels(self, arms: Iterable[str]) -> None:
-        """Refuse two arms of one name in all turns, or one that is too long for the name of a file."""
-        first: dict[str, str] = {}
-        for arm in arms:
-            for turn in self.turns() if self.concerns(arm) else [None]:
-                label, said = (arm, f"arm {arm}") if turn is None else (self.label(arm, turn), f"{arm} at {turn}")
-                if label in first:
-                    raise ValueError(
-                        f'vary.values: {first[label]} and {said} would both be named "{label}"; rename one.'
-                    )
-                if not _NAME.fullmatch(label):
-                    raise ValueError(
-                        f"vary.values: given {show(label)}; use letters, digits, - and _, at most 100, for files are "
-                        "named after it."
-                    )
-                first[label] = said
 
 
 class Config(Table):
@@ -136,7 +56,7 @@ class Config(Table):
     # A document that varies whole problems needs none of its own.
     model_config = ConfigDict(json_schema_extra={"required": ["name", "steps", "arms"]})
 
-    name: Annotated[str, AfterValidator(_names_files)]
+    name: Name
     steps: Count
     seed: int = 0
     seeds: Count = 1
@@ -145,7 +65,7 @@ class Config(Table):
     targets: list[float] = Field(default_factory=list)
     snapshots: list[int] = Field(default_factory=list)
     problem: PROBLEM.annotation  # pyright: ignore[reportInvalidTypeForm]
-    arms: dict[Annotated[str, AfterValidator(_names_files)], ARM.annotation]  # pyright: ignore[reportInvalidTypeForm]
+    arms: dict[Name, ARM.annotation]  # pyright: ignore[reportInvalidTypeForm]
     vary: Vary | None = None
 
     _file: str = PrivateAttr("config")

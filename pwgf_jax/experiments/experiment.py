@@ -14,8 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from pwgf_jax import trees
@@ -25,19 +23,18 @@ from pwgf_jax.experiments.batches import Setting
 from pwgf_jax.experiments.catalogue import SAMPLES, Method
 from pwgf_jax.experiments.catalogue import Problem as Spec
 from pwgf_jax.experiments.config import Config
-from pwgf_jax.experiments.descents import Descent
-from pwgf_jax.experiments.heldout import Measured
 from pwgf_jax.experiments.messages import ConfigError, Place, said, suggestion
 from pwgf_jax.experiments.objectives import Objective
 from pwgf_jax.experiments.own import file_of, imported
 from pwgf_jax.experiments.reading import Call, Entry, read
+from pwgf_jax.experiments.recorded import Measured, at_point, beside_value, spent
 from pwgf_jax.experiments.sizes import check_fits, largest, size_of
 from pwgf_jax.experiments.sources import Data, Source
 from pwgf_jax.experiments.starts import Start
-from pwgf_jax.flows import Flow, FlowState, descent, minibatch, seeded
-from pwgf_jax.functionals import entropy, functional, potential
+from pwgf_jax.flows import Flow, descent, minibatch, seeded
+from pwgf_jax.functionals import functional, potential
 from pwgf_jax.functionals.energies import NEIGHBOUR
-from pwgf_jax.measures import Isometry, Particles
+from pwgf_jax.measures import Particles
 from pwgf_jax.perturbation import hessian_noise
 from pwgf_jax.problems import CriticalPoint, Problem
 from pwgf_jax.problems.base import around
@@ -118,13 +115,13 @@ def build(config: Config) -> Experiment:
     records: dict[str, Record] = {}
     for arm, call in config.arms.items():
         with _blamed(root / "arms" / arm):
-            spent = None
+            used = None
             if call.key == "transform" and made.setting is not None:
                 method = call.make(setting=made.setting)
-                flows[arm], spent = made.descend(method.make), partial(_spent, method)
+                flows[arm], used = made.descend(method.make), partial(spent, method)
             else:
                 flows[arm] = flow_of(call)
-            records[arm] = Record(config.record_every, made.stats(call), spent)
+            records[arm] = Record(config.record_every, made.stats(call), used)
     _try(flows, made.problem, keys, root / "arms")
     facts: dict[str, Any] = {"landmarks": made.landmarks} if made.landmarks else {}
     if made.setting is not None and made.setting.constants.dimension <= _DENSE:
@@ -173,7 +170,7 @@ def _measure(config: Config, keys: Array, place: Place) -> _Made:
         as_parameters = Problem(lambda points: jnp.zeros(()), lambda key: mu0.points, (), None)
         setting = Setting(as_parameters, Constants(**spec.constants.arguments, dimension=trees.size(mu0.points)))
     dense = setting is not None and setting.constants.dimension <= _DENSE
-    stats = partial(_stats, source is not None and source.held_out > 0, bool(config.snapshots), dense)
+    stats = partial(beside_value, source is not None and source.held_out > 0, bool(config.snapshots), dense)
     if source is None:
         return _Made(problem, stats, setting)
     target = jax.jit(drawn)(jax.random.split(keys[0])[0])[0] if len(data) == 1 else None
@@ -233,7 +230,7 @@ def _objective(config: Config, keys: Array, place: Place) -> _Made:
         return F, Particles.uniform(jax.tree.map(lambda leaf: leaf[None], x))
 
     dense = setting.constants.dimension <= _DENSE
-    stats = partial(_at_point, whole, dense) if dense or whole.stats is not None else None
+    stats = partial(at_point, whole, dense) if dense or whole.stats is not None else None
     # Of too many critical points, none: where a run ends would be named after the wrong one.
     landmarks = {each.name: float(each.value) for each in known} if len(known) <= _KNOWN else {}
     return _Made(problem, lambda call: stats, setting, partial(descent, **terms), landmarks=landmarks)
@@ -295,58 +292,6 @@ def _try(flows: Mapping[str, Flow], problem: Callable[[Array], Any], keys: Array
             size, array = largest(jax.make_jaxpr(partial(first_step, flow))(keys[0]))
             cure = "give fewer particles, data or seeds, or what this arm calls batch_size or depth."
             check_fits(keys.size * size, f"a step makes {array} for every seed ({keys.size}), which", cure)
-
-
-def _at_point(whole: Objective, dense: bool, F: Functional, mu: Particles) -> dict[str, Array]:
-    """At the one particle: what the objective records, and λ_min of a Hessian that is small."""
-    del F
-    point = jax.tree.map(lambda leaf: leaf[0], mu.points)
-    recorded = {} if whole.stats is None else whole.stats(point)
-    if dense:
-        x, unravel = ravel_pytree(point)
-        hessian = jax.hessian(lambda flat: whole.problem.value(unravel(flat)))(x)
-        recorded |= {"curvature": jnp.linalg.eigvalsh(hessian)[0]}
-    return recorded
-
-
-def _spent(method: Descent, state: FlowState) -> dict[str, Array]:
-    """What a method has used so far, bits included if it counts them."""
-    inner = state.optimizer.state
-    spent = method.spent(state.step.astype(float), inner)._asdict()  # shares of a batch are not whole
-    bits = optax.tree.get_all_with_path(inner, "bits")
-    return {name: jnp.asarray(count, float) for name, count in spent.items()} | ({"bits": bits[0][1]} if bits else {})
-
-
-def _least_curvature(F: Functional, mu: Particles) -> Array:
-    """λ_min of the full Hessian in L²(μ), by the dense matrix in isometric coordinates."""
-    chart = Isometry(mu.weights, mu.points)
-    y, unravel = ravel_pytree(chart.up(mu.points))
-    of_y = chart.of(lambda points: F(mu.moved_to(points)))
-    return jnp.linalg.eigvalsh(jax.hessian(lambda flat: of_y(unravel(flat)))(y))[0]
-
-
-def _stats(tested: bool, pictured: bool, dense: bool, arm: Method) -> Any:
-    """What is recorded beside the flow's own value.
-
-    On held-out data; on all data where the flow sees a batch; what a flow at a constant temperature descends; and the
-    points where they are asked for; and the least curvature of a Hessian that is small.
-    """
-    batched, given = "batch_size" in arm.arguments, arm.arguments.get("temperature")
-    temperature = given if isinstance(given, float) else None
-    if not (tested or batched or temperature is not None or pictured or dense):
-        return None
-
-    def stats(F: Functional, mu: Particles) -> dict[str, Array]:
-        recorded = F.measured(mu) if isinstance(F, Measured) else {}
-        if batched:
-            recorded |= {"full_value": F(mu)}
-        if dense:
-            recorded |= {"curvature": _least_curvature(F, mu)}
-        if temperature is not None:
-            recorded |= {"free_energy": F(mu) - temperature * entropy(mu)}
-        return recorded | ({"points": mu.points} if pictured else {})
-
-    return stats
 
 
 def _check_snapshots(config: Config, points: Any) -> None:

@@ -12,7 +12,7 @@ from pwgf_jax.certificate import Verdict, certify
 from pwgf_jax.experiments import ConfigError, build, dump, load
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.config import parse
-from pwgf_jax.experiments.heldout import Measured
+from pwgf_jax.experiments.recorded import Measured
 from pwgf_jax.experiments.sources import Data, SmallTeacher
 from pwgf_jax.experiments.starts import Antithetic, Gaussian, Students
 from pwgf_jax.functionals import entropy, functional, mmd, student_teacher

@@ -10,7 +10,7 @@ import pytest
 from pwgf_jax import Particles, wasserstein_gradient, wasserstein_hessian
 from pwgf_jax.experiments import build, load
 from pwgf_jax.experiments.cli import main
-from pwgf_jax.experiments.heldout import Measured
+from pwgf_jax.experiments.recorded import Measured
 from pwgf_jax.experiments.sources import Data, SignPairs, Teacher
 from pwgf_jax.experiments.starts import Antithetic, Gaussian, IcflSaddle
 from pwgf_jax.experiments.tables import Table, digits, read_table
