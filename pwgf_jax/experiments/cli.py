@@ -12,10 +12,10 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args
+from typing import TypeAlias, get_args
 
 import jax
 
@@ -113,12 +113,23 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(do=do)
         return sub
 
+    _add_runs(command)
+    _add_looks(command)
+    everything = command("list", _list, "list configs, and what a config can name")
+    everything.add_argument("what", nargs="?", help="one of these, to see all of it; or a folder of configs")
+    new = command("new", _new, "write a commented config to begin with")
+    new.add_argument("name", help="of the experiment; NAME.toml is written")
+    command("schema", _schema, "print the JSON schema of configs, for editors that complete and check them")
+    return parser
+
+
+_Add: TypeAlias = Callable[[str, object, str], argparse.ArgumentParser]
+
+
+def _add_runs(command: _Add) -> None:
+    """The commands that run methods."""
     run = command("run", _run, "run the experiment of a TOML file into a new folder")
-    run.add_argument("config", help="the TOML file, or the name of a shipped one (see `pwgf list`)")
-    run.add_argument("--out", type=Path, dest="folder", help="the folder to make; runs/NAME-TIME if not given")
-    run.add_argument(
-        "--set", action="append", default=[], metavar="A.B=VALUE", dest="settings", help="change a key of the config"
-    )
+    _configured(run)
     _watching(run)
 
     resume = command("resume", _resume, "go on with a run that was interrupted")
@@ -127,13 +138,25 @@ def _parser() -> argparse.ArgumentParser:
     _watching(resume)
     _trust(resume)
 
+    land = command(
+        "landscape", _landscape, "find critical points from many starts, and say whether they are strict saddles"
+    )
+    _configured(land)
+    arm = "what goes to critical points, once or more; else the first arm. All starts have the data of the first seed"
+    land.add_argument("--arm", action="append", default=[], dest="arms", help=arm)
+    land.add_argument("--starts", type=int, help="how many; as many as the config has seeds if not given")
+    land.add_argument("--steps", type=int, help="of every start; as many as the config says if not given")
+    land.add_argument("--tolerance", type=float, default=0.01, help="relative distance of points that count as one")
+    land.add_argument("--quiet", action="store_true", help="show no progress bar")
+    _tolerances(land)
+
+
+def _add_looks(command: _Add) -> None:
+    """The commands that look at what was run."""
     plot = command("plot", _plot, "draw the figure and write the summary of a run again")
     plot.add_argument("folder", type=Path, help="the run folder")
-    plot.add_argument(
-        "--x",
-        choices=get_args(figures.Axis),
-        help="draw the curves against this, into figure-X; steps into figure else",
-    )
+    axis = "draw the curves against this, into figure-X; steps into figure else"
+    plot.add_argument("--x", choices=get_args(figures.Axis), help=axis)
     plot.add_argument("--animate", action="store_true", help="make a moving picture of the particles' snapshots too")
 
     certify = command("certify", _certify, "certify what the seeds of a run ended in: second-order point or saddle")
@@ -143,41 +166,16 @@ def _parser() -> argparse.ArgumentParser:
     _tolerances(certify)
     _trust(certify)
 
-    land = command(
-        "landscape", _landscape, "find critical points from many starts, and say whether they are strict saddles"
-    )
-    land.add_argument(
-        "config", help="the TOML file, or the name of a shipped one; all starts have the data of its first seed"
-    )
-    land.add_argument("--out", type=Path, dest="folder", help="the folder to make; runs/NAME-TIME if not given")
-    land.add_argument(
-        "--arm",
-        action="append",
-        default=[],
-        dest="arms",
-        help="what goes to critical points, once or more; else the first",
-    )
-    land.add_argument("--starts", type=int, help="how many; as many as the config has seeds if not given")
-    land.add_argument("--steps", type=int, help="of every start; as many as the config says if not given")
-    land.add_argument("--tolerance", type=float, default=0.01, help="relative distance of points that count as one")
-    land.add_argument(
-        "--set", action="append", default=[], metavar="A.B=VALUE", dest="settings", help="change a key of the config"
-    )
-    land.add_argument("--quiet", action="store_true", help="show no progress bar")
-    _tolerances(land)
-
     compare = command("compare", _compare, "put the arms of several runs into one figure and one table")
     compare.add_argument("runs", type=Path, nargs="+", help="run folders")
     compare.add_argument("--out", type=Path, required=True, dest="folder", help="the folder to write to")
 
-    everything = command("list", _list, "list configs, and what a config can name")
-    everything.add_argument("what", nargs="?", help="one of these, to see all of it; or a folder of configs")
 
-    new = command("new", _new, "write a commented config to begin with")
-    new.add_argument("name", help="of the experiment; NAME.toml is written")
-
-    command("schema", _schema, "print the JSON schema of configs, for editors that complete and check them")
-    return parser
+def _configured(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="the TOML file, or the name of a shipped one (see `pwgf list`)")
+    parser.add_argument("--out", type=Path, dest="folder", help="the folder to make; runs/NAME-TIME if not given")
+    change = "change a key of the config"
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", dest="settings", help=change)
 
 
 def _watching(parser: argparse.ArgumentParser) -> None:
