@@ -236,7 +236,8 @@ class Choice:
 
     def refusal(self, value: Any, place: Place) -> ConfigError:
         """What is wrong with a value that belongs to no member."""
-        if not isinstance(value, Mapping):
+        named = isinstance(value, Mapping) and any(key in value for key in self.tables)
+        if not isinstance(value, Mapping) or (self.plain is not None and not named):
             return place.error(f"given {show(value)}; give {describe(self.annotation)}.")
         for key, entries in self.tables.items():
             if str(value.get(key, "")).endswith(".py"):
@@ -340,8 +341,7 @@ def _sentence(error: ErrorDetails, hint: Any, allowed: list[str], place: Place) 
     if kind == "extra_forbidden":
         return ConfigError(f"{place.file}: unknown key {place.key}; {suggestion(str(error['loc'][-1]), allowed)}")
     if kind == "missing":
-        what = "table" if choice and choice.plain is None else "key"
-        why = f"{choice.why}: " if choice and choice.why else ""
+        what, why = ("table", f"{choice.why}: ") if choice and choice.why else ("key", "")
         return ConfigError(f"{place.file}: missing {what} {place.key}; {why}give {describe(hint)}.")
     if kind.startswith("union_tag") and choice:
         return choice.refusal(value, place)

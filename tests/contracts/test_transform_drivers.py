@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 
 from pwgf_jax.perturbation import gaussian_noise
 from pwgf_jax.transforms import compressed_sgd, gradient_trigger, perturb_at_saddle, pgd, ssrgd, top_k
@@ -168,10 +168,11 @@ jax.config.update("jax_disable_most_optimizations", True)
 import numpy as np
 from tests.contracts import test_transform_drivers
 assert jax.device_count() == 8
-np.savez(sys.argv[1], **test_transform_drivers.ends(spread=True))
+np.savez(sys.argv[1], **test_transform_drivers.ends(spread=True), **test_transform_drivers.explicit_ends())
 """
 
 
+EXPLICIT = ("pgd", "perturb, hessian", "cubic newton", "compressed sgd")
 SIBLINGS = {"zo sgd", "zo scsg", "neon spider", "perturb, ball", "error feedback", "saddle-free newton", "zeroth order"}
 
 
@@ -182,7 +183,7 @@ def ends(spread):
         mesh = jax.sharding.Mesh(np.asarray(jax.devices()), ("parameters",))
         x = jax.device_put(x, NamedSharding(mesh, PartitionSpec("parameters")))
     found = {}
-    for name in TRANSFORMS.keys() - SIBLINGS:  # others do what they do
+    for name in TRANSFORMS.keys() - SIBLINGS - (set(EXPLICIT) if spread else set()):  # others do what they do
         transform, end = TRANSFORMS[name](), x
         step = jax.jit(lambda x, state, transform=transform: one(transform, x, state))
         with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
@@ -192,6 +193,24 @@ def ends(spread):
         for leaf in jax.tree.leaves(end):
             assert len(leaf.sharding.device_set) == (jax.device_count() if spread else 1), name
         found |= {f"{name} {leaf}": np.asarray(end[leaf]) for leaf in end}
+    return found
+
+
+def explicit_ends():
+    """The same of some on a mesh whose axes are explicit: the step asks JAX for automatic ones inside."""
+    mesh = jax.make_mesh((8,), ("parameters",), axis_types=(AxisType.Explicit,))
+    spec, found = PartitionSpec("parameters"), {}
+    with jax.set_mesh(mesh), jax.numpy_dtype_promotion("standard"):
+        for name in EXPLICIT:
+            transform = TRANSFORMS[name]()
+            end = jax.device_put({"x": jnp.full((8, 1), 1e-4), "y": jnp.full(8, 2e-4)}, NamedSharding(mesh, spec))
+            state = auto_axes(transform.init, out_sharding=PartitionSpec())(end)
+            step = auto_axes(lambda x, state, own=transform: one(own, x, state), out_sharding=(spec, PartitionSpec()))
+            step = jax.jit(step)
+            for _ in range(3):
+                end, state = step(end, state)
+            assert jax.typeof(end["y"]).sharding.spec == spec
+            found |= {f"{name} {leaf}": np.asarray(end[leaf]) for leaf in end}
     return found
 
 
