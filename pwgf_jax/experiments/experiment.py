@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -87,11 +88,12 @@ class _Made:
     landmarks: dict[str, float] = field(default_factory=dict)
 
 
-def build(config: Config) -> Experiment:
+def build(config: Config, made: dict[str, Any] | None = None) -> Experiment:
     """Make what a config describes, and try it on one seed without running it.
 
     Args:
         config: the config.
+        made: the problems of other configs, which is added to: those that have the same one share what is compiled.
 
     Returns:
         The experiment.
@@ -110,23 +112,31 @@ def build(config: Config) -> Experiment:
     """
     root = Place(config.file)
     keys = _keys(config, root)
-    made = (_objective if config.problem.is_objective else _measure)(config, keys, root / "problem")
+    others = {} if made is None else made
+    same = json.dumps(config.model_dump(exclude={"arms", "vary", "steps", "targets"}), sort_keys=True, default=str)
+    if same not in others:
+        others[same] = (_objective if config.problem.is_objective else _measure)(config, keys, root / "problem")
+    of_problem: _Made = others[same]
+    if not config.problem.is_objective:
+        _check_neighbours(config)
+        if config.snapshots:
+            _check_snapshots(config, jax.eval_shape(lambda key: of_problem.problem(key)[1].points, keys[0]))
     flows: dict[str, Flow] = {}
     records: dict[str, Record] = {}
     for arm, call in config.arms.items():
         with _blamed(root / "arms" / arm):
             used = None
-            if call.key == "transform" and made.setting is not None:
-                method = call.make(setting=made.setting)
-                flows[arm], used = made.descend(method.make), partial(spent, method)
+            if call.key == "transform" and of_problem.setting is not None:
+                method = call.make(setting=of_problem.setting)
+                flows[arm], used = of_problem.descend(method.make), partial(spent, method)
             else:
                 flows[arm] = flow_of(call)
-            records[arm] = Record(config.record_every, made.stats(call), used)
-    _try(flows, made.problem, keys, root / "arms")
-    facts: dict[str, Any] = {"landmarks": made.landmarks} if made.landmarks else {}
-    if made.setting is not None and made.setting.constants.dimension <= _DENSE:
-        facts["second_order"] = {name: getattr(made.setting.constants, name) for name in ("eps", "delta")}
-    return Experiment(made.problem, flows, keys, records, made.points, made.target, facts)
+            records[arm] = Record(config.record_every, of_problem.stats(call), used)
+    _try(flows, of_problem.problem, keys, root / "arms")
+    facts: dict[str, Any] = {"landmarks": of_problem.landmarks} if of_problem.landmarks else {}
+    if of_problem.setting is not None and of_problem.setting.constants.dimension <= _DENSE:
+        facts["second_order"] = {name: getattr(of_problem.setting.constants, name) for name in ("eps", "delta")}
+    return Experiment(of_problem.problem, flows, keys, records, of_problem.points, of_problem.target, facts)
 
 
 def _measure(config: Config, keys: Array, place: Place) -> _Made:
@@ -162,9 +172,6 @@ def _measure(config: Config, keys: Array, place: Place) -> _Made:
         mu0 = jax.eval_shape(lambda key: problem(key)[1], keys[0])
         check_fits(config.seeds * size_of(mu0), f"the particles of {config.seeds} seeds", "give fewer, or fewer seeds.")
     _check_value(spec, problem, keys[0], place / "functional")
-    _check_neighbours(config)
-    if config.snapshots:
-        _check_snapshots(config, mu0.points)
     setting = None
     if spec.constants is not None:  # the particles as parameters
         as_parameters = Problem(lambda points: jnp.zeros(()), lambda key: mu0.points, (), None)

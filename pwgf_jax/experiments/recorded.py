@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -104,8 +105,13 @@ def beside_value(tested: bool, pictured: bool, dense: bool, arm: Method) -> Any:
     On held-out data; on all data where the flow sees a batch; what a flow at a constant temperature descends; and the
     points where they are asked for; and the least curvature of a Hessian that is small.
     """
-    batched, given = "batch_size" in arm.arguments, arm.arguments.get("temperature")
+    given = arm.arguments.get("temperature")
     temperature = given if isinstance(given, float) else None
+    return _stats(tested, pictured, dense, "batch_size" in arm.arguments, temperature)
+
+
+@cache  # arms that record the same are compiled once
+def _stats(tested: bool, pictured: bool, dense: bool, batched: bool, temperature: float | None) -> Any:
     if not (tested or batched or temperature is not None or pictured or dense):
         return None
 

@@ -58,7 +58,8 @@ def run(
 
 def experiments(config: Config) -> list[tuple[Part, Experiment]]:
     """What a config consists of, each part made and tried."""
-    return [(part, build(part.config)) for part in unfold(config)]
+    made: dict[str, Any] = {}
+    return [(part, build(part.config, made)) for part in unfold(config)]
 
 
 def resume(

@@ -11,10 +11,12 @@ from pwgf_jax import Particles, wasserstein_gradient, wasserstein_hessian
 from pwgf_jax.experiments import build, load
 from pwgf_jax.experiments.cli import main
 from pwgf_jax.experiments.recorded import Measured
+from pwgf_jax.experiments.run import experiments, settings
 from pwgf_jax.experiments.sources import Data, SignPairs, Teacher
 from pwgf_jax.experiments.starts import Antithetic, Gaussian, IcflSaddle
 from pwgf_jax.experiments.tables import Table, digits, read_table
 from pwgf_jax.functionals import icfl
+from pwgf_jax.solve import sweep
 
 OWN = """\
 name = "own"
@@ -310,3 +312,21 @@ def test_a_functional_with_a_rule_of_prediction_is_asked(key):
     z = jnp.ones((4, 1))
     F = Measured.on(Constant(), Constant(), (z, z + 1), False)
     assert float(F.measured(Particles.uniform(z))["test_loss"]) == 0.5
+
+
+def test_arms_and_turns_that_differ_in_numbers_alone_are_compiled_once(tiny):
+    more = ['arms.faster={flow="wgf", step_size=0.1}', 'vary={key="arms.hessian.eta_p", values=[0.1, 0.2, 0.3]}']
+    config = load(tiny, more)
+    parts = [experiment for _, experiment in experiments(config)]
+    assert [list(part.flows) for part in parts] == [
+        ["hessian-0.1", "static", "faster"],
+        ["hessian-0.2"],
+        ["hessian-0.3"],
+    ]
+    with settings(config):
+        for part in parts:
+            for arm, flow in part.flows.items():
+                sweep(flow, part.problem, part.keys, 4, part.records[arm])
+    (problem,) = {part.problem for part in parts}
+    (programs,) = problem._pwgf_programs.values()
+    assert programs.start._cache_size() == 2  # one for wgf and one for pwgf
