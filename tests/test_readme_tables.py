@@ -7,6 +7,7 @@ One that runs in minutes is held here; the others are made in the same way by ha
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -53,7 +54,17 @@ def test_every_heading_and_row_is_one_of_the_summary(config):
     assert [row[0] for row in rows[1:]] == arms
 
 
+@pytest.fixture
+def optimised():
+    """A run of minutes is worth compiling as users do."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("config", HELD)
 def test_the_table_is_what_the_command_prints(config, tmp_path):
     assert main(["run", str(ROOT / "configs" / f"{config}.toml"), "--out", str(tmp_path / "run"), "--quiet"]) == 0
