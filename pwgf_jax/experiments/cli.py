@@ -208,7 +208,7 @@ def _tolerances(parser: argparse.ArgumentParser) -> None:
 
 def _config(given: str) -> Path:
     """The file of a config, or a shipped one by its name."""
-    if Path(given).exists() or given.endswith(".toml") or "/" in given or os.sep in given:
+    if Path(given).is_file() or given.endswith(".toml") or "/" in given or os.sep in given:
         return Path(given)
     known = listing.shipped()
     if given not in known:
