@@ -55,6 +55,10 @@ class RunFolder:
         """Where an arm under way is saved."""
         return self.path / f"checkpoint-{arm}.npz"
 
+    def end(self, arm: str) -> Path:
+        """Where a finished arm is kept, to make it longer."""
+        return self.path / "ends" / f"{arm}.npz"
+
     @property
     def info(self) -> dict[str, Any]:
         """What run.json says."""
@@ -277,6 +281,9 @@ class RunFolder:
         self.write_info(info)
         if snapshots:  # with the points of every record in it
             self.checkpoint(arm).unlink(missing_ok=True)
+        elif self.checkpoint(arm).exists():
+            self.end(arm).parent.mkdir(exist_ok=True)
+            self.checkpoint(arm).replace(self.end(arm))
 
     def certified(self, verdicts: Mapping[str, Sequence[str]]) -> None:
         """Note in run.json what the certificates of the first seeds of some arms say."""

@@ -192,6 +192,8 @@ def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], watch: _Wa
                     watch.skip(arm)
                     continue
                 watch.begin(arm)
+                if folder.end(arm).exists():
+                    folder.end(arm).replace(folder.checkpoint(arm))
                 go = partial(
                     sweep,
                     flow,

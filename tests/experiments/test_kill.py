@@ -71,4 +71,4 @@ def test_a_dozen_kills_lose_nothing(tiny, tmp_path):
         for key, values in expected.items():
             np.testing.assert_array_equal(found[key], values, err_msg=key)
     assert not list(out.glob("*.part"))
-    assert all(path.suffix == ".npz" for path in out.glob("checkpoint-*"))  # none half written
+    assert not list(out.glob("checkpoint-*"))
