@@ -213,7 +213,7 @@ def _objective(config: Config, keys: Array, place: Place) -> _Made:
     """A function of finitely many parameters: one particle, and optax methods beside the flows."""
     spec, dtype = config.problem, jnp.dtype(config.dtype)
     own = _own(spec, spec.options, 2, place / "options") if spec.is_own else None
-    with _blamed(place / "options"), np.errstate(all="ignore"):
+    with (_all_blamed if own else _blamed)(place / "options"), np.errstate(all="ignore"):
         key = jax.random.split(keys[0])[0]
         made = own(key, dtype) if own else spec.entry.make(key, dtype, **spec.options.made())
     whole = made if isinstance(made, Objective) else Objective(made)

@@ -55,6 +55,10 @@ def well(key, dtype, dimension: int, tilt: float = 0.0):
 
 def broken(key, dtype):
     return 3
+
+
+def failing(key, dtype):
+    raise KeyError("nothing here")
 """
 ARM = '[arms.static]\nflow = "wgf"\nstep_size = 0.1\n'
 MMD = """name = "own"
@@ -150,11 +154,12 @@ def test_the_files_count_and_are_written_whole(own, tmp_path):
         (MMD, "mine.py:start", "yours.py:start", "problem.start.kind: .*yours.py: there is no such file"),
         (OBJECTIVE, "dimension = 3", "dimensions = 3", "unknown key problem.options.dimensions; allowed: dimension"),
         (OBJECTIVE, "well", "broken", "problem.objective: it makes a int; give a pwgf_jax.problems.Problem"),
+        (OBJECTIVE, "well", "failing", "problem.options: 'nothing here'"),
     ],
 )
 def test_what_is_wrong_with_ones_own_is_said(own, text, old, new, message):
     text = text.replace(old, new)
-    if new == "broken":
+    if new in ("broken", "failing"):
         text = text.replace("options = { dimension = 3 }\n", "")
     with pytest.raises(ConfigError, match=message):
         build(load(own(text, '[arms.a]\ntransform = "pgd"\n' if text is not MMD and "objective" in text else ARM)))
