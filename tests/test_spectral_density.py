@@ -9,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from pwgf_jax import Particles, extreme_eigenpairs, functionals, hessian_matrix, spectral_density
-from pwgf_jax.experiments.report.figures import plot_spectrum
+from pwgf_jax.experiments import plot_spectrum
 
 KEY = jax.random.key(0)
 SIZE = 60
