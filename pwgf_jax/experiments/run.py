@@ -192,7 +192,7 @@ def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], watch: _Wa
                     watch.skip(arm)
                     continue
                 watch.begin(arm)
-                if folder.end(arm).exists():
+                if folder.end(arm).exists() and not folder.checkpoint(arm).exists():
                     folder.end(arm).replace(folder.checkpoint(arm))
                 go = partial(
                     sweep,
