@@ -353,7 +353,9 @@ def _sentence(error: ErrorDetails, hint: Any, allowed: list[str], place: Place) 
         return place.error(error["msg"])
     for bound, words in _BOUNDS.items():
         if bound in context:
-            limit = f"{words} {context[bound]}" if context[bound] or isinstance(value, int) else _SIGNS[bound]
+            least = context[bound]
+            value = float(value) if isinstance(least, float) else value
+            limit = _SIGNS[bound] if least == 0 and isinstance(least, float) else f"{words} {least}"
             return ConfigError(f"{place.file}: {place.key} = {literal(value)}; give {limit}.")
     return place.error(f"given {show(value)}; give {describe(hint)}.")
 
