@@ -125,5 +125,6 @@ def test_verdicts_are_wrong_no_more_often_than_stated(dtype):
 @pytest.mark.slow
 def test_verdicts_are_right_at_large_sizes(dtype):
     here(dtype)
-    for kind, (_, wrong, undecided) in tally(dtype, LARGE, AT_LARGE, (-0.31, -0.19)).items():
+    sizes = {size: keys for size, keys in LARGE.items() if dtype is jnp.float32 or size < 1_000_000 or MANY >= 1}
+    for kind, (_, wrong, undecided) in tally(dtype, sizes, AT_LARGE, (-0.31, -0.19)).items():
         assert (wrong, undecided) == (0, 0), kind

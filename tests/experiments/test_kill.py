@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-KILLS = 12
+KILLS = 6
 
 
 def arrays(path) -> dict[str, np.ndarray]:
@@ -46,7 +46,7 @@ def contents(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_a_dozen_kills_lose_nothing(tiny, tmp_path):
+def test_half_a_dozen_kills_lose_nothing(tiny, tmp_path):
     steps = ["--set", "steps=4000", "--set", "record_every=1"]
     whole, out = tmp_path / "whole", tmp_path / "out"
     finish(start("run", tiny, "--out", whole, *steps))
