@@ -68,10 +68,10 @@ def test_an_arm_that_is_missing_is_the_only_one_that_is_run_again(finished):
 
 
 def test_a_folder_that_is_whole_is_left_alone(finished):
-    before = {path.name: path.read_bytes() for path in finished.iterdir()}
-    folder = open_run(finished)
+    contents = lambda: {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}  # noqa: E731
+    before, folder = contents(), open_run(finished)
     assert folder.mend(folder.config) == []
-    assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
+    assert contents() == before
 
 
 @pytest.mark.slow
