@@ -49,7 +49,7 @@ _LARGEST = 256e6  # bytes that records of particles may take
 _KNOWN = 1000  # critical points that are looked at, and up to which a run says at which it ended
 _DENSE = 256  # parameters up to which a record has the least curvature
 _RECORDED = 32  # bytes of a record at least: value, gradient norm, jump and status
-_REFUSALS = (ValueError, TypeError, ImportError, OverflowError)
+_REFUSALS = (ValueError, TypeError, ImportError, ArithmeticError)
 
 
 @dataclass(frozen=True)

@@ -265,6 +265,9 @@ class Constants:
         Args:
             k: numbers that are sent.
 
+        Raises:
+            ValueError: if k is no whole number of at least one.
+
         Example:
             >>> Constants(2.0, 6.0, eps=1e-3, delta=0.3, dimension=20).compressed_sgd(2)["reset_every"]
             10
@@ -272,6 +275,7 @@ class Constants:
         References:
             Avdiukhin, Yaroslavtsev, arXiv:2105.10090, for the order of the rate.
         """
+        arguments.whole("Constants.compressed_sgd: k", k)
         return {
             "learning_rate": k / self.dimension / self.smoothness,
             "noise_radius": self.eps / 3,
