@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -216,7 +217,7 @@ def _check_values(value: Any, place: Place, depth: int = 0) -> None:
     elif isinstance(value, list):
         for each in value:
             _check_values(each, place, depth + 1)
-    elif (isinstance(value, float) and abs(value) == float("inf")) or value != value:
+    elif isinstance(value, float) and not math.isfinite(value):
         raise place.error(f"given {value}; give a finite number.")
     elif isinstance(value, int) and abs(value) >= _WHOLE:
         raise place.error(f"given {show(value)}; give a whole number below {_WHOLE}, which 32 bits hold.")

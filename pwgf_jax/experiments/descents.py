@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from pwgf_jax import perturbation, transforms
+from pwgf_jax import arguments, perturbation, transforms
 from pwgf_jax.experiments.batches import Setting
 
 __all__ = ["DESCENTS", "Descent", "Spent"]
@@ -281,7 +281,7 @@ def dimer(
         pushed = transforms.dimer(every=every, strength=strength, mode=mode, **numbers, key=key)
         return _chain(pushed, optax.sgd(_rate(setting, learning_rate)))
 
-    return Descent(make, _every_step(1 + 1 / every))
+    return Descent(make, _every_step(1 + 1 / arguments.whole("dimer: every", every)))
 
 
 def saddle_free_newton(

@@ -103,9 +103,8 @@ class RunFolder:
         Every record of metrics.npz is a variable over all three. The steps are those of all arms together; where an
         arm has no record, there is NaN. So a yes or no, as ``perturbed``, is 1 or 0, and its mean over the seeds a
         share. ``final_value``, ``steps_taken``, ``status`` (its name) and, after ``pwgf certify``, ``verdict`` are per
-        arm and seed. Attributes are what
-        run.json says, flat, as ``to_netcdf`` wants them. Where a key was varied, ``method`` and ``varied`` say of each
-        arm which of the config's it is and what value the key has.
+        arm and seed. Attributes are what run.json says, flat, as ``to_netcdf`` wants them. Where a key was varied,
+        ``method`` and ``varied`` say of each arm which of the config's it is and what value the key has.
 
         Raises:
             ConfigError: as :meth:`arms` does, if no arm is finished, or xarray is not installed.
@@ -137,19 +136,6 @@ class RunFolder:
 
         Raises:
             ConfigError: as :meth:`to_xarray` does.
-
-        Example:
-            >>> import tempfile
-            >>> from pwgf_jax.experiments.run import run
-            >>> from pwgf_jax.experiments.config import parse
-            >>> data = {"source": "teacher", "points": 8, "inputs": 3, "outputs": 2}
-            >>> table = {"functional": "icfl", "particles": 4, "data": data, "start": {"kind": "gaussian"}}
-            >>> arms = {"static": {"flow": "wgf", "step_size": 0.1}}
-            >>> config = parse({"name": "a", "steps": 2, "seeds": 3, "problem": table, "arms": arms})
-            >>> with tempfile.TemporaryDirectory() as place:
-            ...     frame = run(config, Path(place) / "a").to_dataframe()
-            >>> len(frame), frame[["arm", "seed", "step", "status"]].values.tolist()[0]
-            (9, ['static', 0, 0, 'budget_spent'])
         """
         return tidy(self.to_xarray())
 

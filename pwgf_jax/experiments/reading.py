@@ -345,8 +345,6 @@ def _sentence(error: ErrorDetails, hint: Any, allowed: list[str], place: Place) 
         return ConfigError(f"{place.file}: missing {what} {place.key}; {why}give {describe(hint)}.")
     if kind.startswith("union_tag") and choice:
         return choice.refusal(value, place)
-    if kind == "finite_number":
-        return place.error(f"given {value}; give a finite number.")
     if kind == "value_error":  # of a model's own: it begins with the key that it is about
         return ConfigError(f"{place.file}: {place.key}{'.' if place.key else ''}{context['error']}")
     if kind == "given":  # of a field's own

@@ -245,7 +245,7 @@ def tomled(config):
         ({"arms": {"a": {"transform": "sgd", "batch": 3}}}, "arms.a: batch = 3; the objective has 1 terms"),
         ({"arms": {"a": {"transform": "sam"}}}, "missing key arms.a.radius"),
         ({"arms": {"a": {"transform": "compressed_sgd", "k": 0}}}, "arms.a: .*k=0; give a whole number, 1 to"),
-        ({"arms": {"a": {"transform": "dimer", "every": 0}}}, "arms.a: "),
+        ({"arms": {"a": {"transform": "dimer", "every": 0}}}, "arms.a: dimer: every=0; give a whole number"),
         ({"vary": {"key": "problem", "values": {}}}, "give a list of values, or tables by name"),
         ({"vary": {"key": "problem", "values": {"a": 3}}}, "give a list of values, or tables by name"),
     ],
