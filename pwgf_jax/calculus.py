@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, PyTree
 
 from pwgf_jax.forms import Functional, LinearForm, MomentForm, PairwiseForm, SumForm, derivative
 from pwgf_jax.measures import Field, Particles, per_particle
+from pwgf_jax.memory import linearized
 
 __all__ = [
     "Functional",
@@ -281,7 +282,7 @@ def wasserstein_hessian(F: Functional, mu: Particles, part: Part = "integral") -
         raise ValueError(f'wasserstein_hessian: part={part!r}; choose "integral", "local" or "full".')
     _sees_weights(F, mu)
     with jax.default_matmul_precision("highest"):
-        _, linear = jax.linearize(derivatives[part], mu.points)
+        linear = linearized(derivatives[part], mu.points)
     return HessianOperator(lambda v: _on_support(mu, linear(v)), mu)
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PyTree
 
 from pwgf_jax.calculus import HessianOperator, Part, value_and_wasserstein_gradient, wasserstein_hessian
 from pwgf_jax.measures import Particles
+from pwgf_jax.memory import linearized
 
 __all__ = ["Objective", "Point", "coordinates", "hessian", "moved", "value_and_gradient"]
 
@@ -96,5 +97,5 @@ def hessian(objective: Objective, point: Point, part: Part = "full") -> HessianO
     if part != "full":
         raise ValueError(f'hessian: part={part!r} at parameters; the parts belong to measures, parameters have "full".')
     with jax.default_matmul_precision("highest"):
-        _, linear = jax.linearize(jax.grad(objective), point)
+        linear = linearized(jax.grad(objective), point)
     return HessianOperator(linear, None)

@@ -7,14 +7,17 @@ array (N, k + l), outgoing weights a first, or of a dict ``{"a": (N, k), "w": (N
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
+from pwgf_jax import memory
 from pwgf_jax.functionals.base import Combinable
 from pwgf_jax.measures import Particles
 
@@ -43,6 +46,24 @@ ACTIVATIONS = MappingProxyType(
 """Activations by name. ``relu`` has no second derivative: its local Hessian misses the kinks."""
 
 
+Pointwise: TypeAlias = Callable[[Float[Array, "k m"], Float[Array, "k m"]], Float[Array, " m"]]
+
+
+def _outputs(
+    activation: str, layers: tuple[Float[Array, "n k"], Float[Array, "n l"]], inputs: Float[Array, "m l"]
+) -> Float[Array, "k m"]:
+    """The sum over neurons of outgoing weights (with the neurons' own) times activations."""
+    outgoing, ingoing = layers
+    # Data last, particles contracted from the left, and inputs whose transpose is really made: of the orders of these
+    # two products this one is the fastest on CPU, by half (tests/benchmarks).
+    transposed = jax.lax.optimization_barrier(inputs.T)
+    return outgoing.T @ ACTIVATIONS[activation](jax.lax.dot_general(ingoing.T, transposed, (((0,), (0,)), ((), ()))))
+
+
+def _losses(pointwise: Pointwise, activation: str, layers: Any, data: tuple[Array, Array]) -> Float[Array, " m"]:
+    return pointwise(_outputs(activation, layers, data[0]), data[1].T)
+
+
 @dataclass(frozen=True, repr=False)
 class MeanFieldNetwork(Combinable):
     r"""A loss R of a mean-field two-layer network on data: :math:`F(\mu)=R\big((h_\mu(z_i))_{i\le M}\big)`.
@@ -53,8 +74,9 @@ class MeanFieldNetwork(Combinable):
         inputs: z, shape (M, l).
         targets: shape (M, k).
         activation: σ, a name in :data:`ACTIVATIONS`.
-        chunk_size: data points per pass; bounds memory to N·chunk_size activations and recomputes them
-            backwards. None takes all data in one pass.
+        chunk_size: data points per pass; bounds memory to N·chunk_size activations. None for passes over data or
+            particles that this machine's memory suits, see :mod:`pwgf_jax.memory`; activations are never stored but
+            where all of them fit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -72,6 +94,10 @@ class MeanFieldNetwork(Combinable):
     def of_moments(self, moments: Float[Array, "k m"]) -> Float[Array, ""]:
         """The loss R of given outputs."""
 
+    def separate(self) -> tuple[Any, Pointwise] | None:
+        """The factor and the loss of each datum of which R is the mean; value and gradient then take one pass."""
+        return None
+
     def outputs(self, mu: Particles, inputs: Float[Array, "m l"]) -> Float[Array, "m k"]:
         """The network's outputs h_μ on any inputs."""
         return self._hidden_mean(mu, inputs).T
@@ -81,29 +107,27 @@ class MeanFieldNetwork(Combinable):
         return self._hidden_mean(mu, self.inputs)
 
     def _hidden_mean(self, mu: Particles, inputs: Float[Array, "m l"]) -> Float[Array, "k m"]:
-        outgoing, ingoing = self._split(mu.points)
-        outgoing = outgoing * mu.weights[:, None].astype(outgoing.dtype)
-        sigma = ACTIVATIONS[self.activation]
-
-        # Data last, particles contracted from the left, and inputs whose transpose is really made: of the orders of
-        # these two products this one is the fastest on CPU, by half (tests/benchmarks).
-        def columns(z: Float[Array, "b l"]) -> Float[Array, "k b"]:
-            transposed = jax.lax.optimization_barrier(z.T)
-            activations = sigma(jax.lax.dot_general(ingoing.T, transposed, (((0,), (0,)), ((), ()))))
-            return outgoing.T @ activations
-
-        count, size = inputs.shape[0], self.chunk_size
-        if size is None or size >= count:
-            return columns(inputs)
-        whole = count - count % size
-        chunks = inputs[:whole].reshape(-1, size, inputs.shape[1])
-        mapped = jax.lax.map(jax.checkpoint(columns), chunks)
-        parts = jnp.moveaxis(mapped, 1, 0).reshape(-1, whole)
-        return parts if whole == count else jnp.concatenate([parts, columns(inputs[whole:])], axis=1)
+        layers, count, size = self._layers(mu), inputs.shape[0], self.chunk_size
+        outputs = partial(_outputs, self.activation)
+        if size is None and mu.size * count <= memory.rows_per_tile(1, inputs.dtype):
+            return outputs(layers, inputs)
+        if size is None and count <= mu.size:
+            size = memory.rows_per_tile(count, inputs.dtype)
+            return memory.sum_over(lambda neurons: outputs(neurons, inputs), layers, size)
+        size = memory.rows_per_tile(mu.size, inputs.dtype) if size is None else size
+        return memory.by_rows(lambda rows: outputs(layers, rows).T, inputs, size).T
 
     def __call__(self, mu: Particles) -> Float[Array, ""]:
         """The value F(μ)."""
-        return self.of_moments(self.moments(mu))
+        parts, size = self.separate(), self.chunk_size
+        if size is None:  # fewer data in a pass than make a tile of all particles are dearer than a second pass
+            most = memory.rows_per_tile(mu.size, self.inputs.dtype, fewest=1)
+            size = most if most >= memory.FEWEST_ROWS else self.inputs.shape[0]
+        if parts is None or size >= self.inputs.shape[0]:
+            return self.of_moments(self.moments(mu))
+        factor, pointwise = parts
+        losses = partial(_losses, pointwise, self.activation)
+        return factor * memory.mean_over(losses, size, self._layers(mu), (self.inputs, self.targets))
 
     def batch(self, key: Array, size: int) -> MeanFieldNetwork:
         """The same functional on ``size`` data points drawn without replacement."""
@@ -112,7 +136,9 @@ class MeanFieldNetwork(Combinable):
         rows = jax.random.choice(key, self.inputs.shape[0], (size,), replace=False)
         return replace(self, inputs=self.inputs[rows], targets=self.targets[rows])
 
-    def _split(self, points: PyTree) -> tuple[Float[Array, "n k"], Float[Array, "n l"]]:
+    def _layers(self, mu: Particles) -> tuple[Float[Array, "n k"], Float[Array, "n l"]]:
+        """The outgoing weights times the neurons' own, and the ingoing ones."""
+        points = mu.points
         outputs, width = self.targets.shape[-1], self.inputs.shape[-1]
         if isinstance(points, dict):
             outgoing, ingoing = points["a"], points["w"]
@@ -124,11 +150,17 @@ class MeanFieldNetwork(Combinable):
                 f"{outputs} and {width}: particles (N, {outputs + width}), or a dict with a (N, {outputs}) "
                 f"and w (N, {width})."
             )
-        return outgoing, ingoing
+        return outgoing * mu.weights[:, None].astype(outgoing.dtype), ingoing
 
 
-def _square_loss(outputs: Float[Array, "k m"], targets: Float[Array, "k m"]) -> Float[Array, ""]:
-    return jnp.mean(jnp.sum((outputs - targets) ** 2, axis=0)) / 2
+def _squares(outputs: Float[Array, "k m"], targets: Float[Array, "k m"]) -> Float[Array, " m"]:
+    return jnp.sum((outputs - targets) ** 2, axis=0) / 2
+
+
+def _outer_squares(outputs: Float[Array, "k m"], targets: Float[Array, "k m"]) -> Float[Array, " m"]:
+    # |hhᵀ − ggᵀ|² = (|u|²|v|² + (u·v)²)/2 with u = h − g, v = h + g: no cancellation near the minimum.
+    u, v = outputs - targets, outputs + targets
+    return (jnp.sum(u**2, axis=0) * jnp.sum(v**2, axis=0) + jnp.sum(u * v, axis=0) ** 2) / 4
 
 
 @jax.tree_util.register_dataclass
@@ -144,7 +176,11 @@ class MeanFieldRegression(MeanFieldNetwork):
 
     def of_moments(self, moments: Float[Array, "k m"]) -> Float[Array, ""]:
         """Half the mean squared distance from the targets."""
-        return _square_loss(moments, self.targets.T)
+        return jnp.mean(_squares(moments, self.targets.T))
+
+    def separate(self) -> tuple[Any, Pointwise]:
+        """Half the squared distances."""
+        return 1.0, _squares
 
     def residuals(self, mu: Particles) -> Float[Array, "k m"]:
         """The distances from the targets, over √M."""
@@ -173,10 +209,11 @@ class MatrixFactorization(MeanFieldNetwork):
 
     def of_moments(self, moments: Float[Array, "k m"]) -> Float[Array, ""]:
         """The squared distance of the outer products."""
-        # |hhᵀ − ggᵀ|² = (|u|²|v|² + (u·v)²)/2 with u = h − g, v = h + g: no cancellation near the minimum.
-        u, v = moments - self.targets.T, moments + self.targets.T
-        squares = jnp.sum(u**2, axis=0) * jnp.sum(v**2, axis=0) + jnp.sum(u * v, axis=0) ** 2
-        return self.prefactor / 4 * jnp.mean(squares)
+        return self.prefactor * jnp.mean(_outer_squares(moments, self.targets.T))
+
+    def separate(self) -> tuple[Any, Pointwise]:
+        """c, and the squared distances over two."""
+        return self.prefactor, _outer_squares
 
 
 @jax.tree_util.register_dataclass
@@ -206,7 +243,7 @@ class Icfl(MeanFieldNetwork):
     def of_moments(self, moments: Float[Array, "k m"]) -> Float[Array, ""]:
         """The square loss with the optimal readout."""
         readout = self.readout(moments)
-        return _square_loss(readout.T @ moments, self.targets.T) + self.ridge / 2 * jnp.sum(readout**2)
+        return jnp.mean(_squares(readout.T @ moments, self.targets.T)) + self.ridge / 2 * jnp.sum(readout**2)
 
     def predict(self, mu: Particles, inputs: Float[Array, "b l"]) -> Float[Array, "b k"]:
         """The outputs through the readout that is optimal on the data."""

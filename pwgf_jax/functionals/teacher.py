@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from pwgf_jax import memory
 from pwgf_jax.functionals.base import Combinable
 from pwgf_jax.functionals.network import ACTIVATIONS
 from pwgf_jax.measures import Particles
@@ -66,11 +67,16 @@ class StudentTeacher(Combinable):
 
     def outputs(self, mu: Particles, inputs: Float[Array, "b p"]) -> Float[Array, "b 1"]:
         """The mean network's outputs on any inputs."""
-        return (mu.weights @ self.features(mu.points, inputs))[:, None]
+        return self._mean(mu, inputs).T
 
     def moments(self, mu: Particles) -> Float[Array, "1 m"]:
         """The outputs on the data; linear in the weights."""
-        return (mu.weights @ self.features(mu.points, self.inputs))[None]
+        return self._mean(mu, self.inputs)
+
+    def _mean(self, mu: Particles, inputs: Float[Array, "b p"]) -> Float[Array, "1 b"]:
+        hidden = jax.tree.leaves(mu.points)[0].shape[-1]  # of the units of all networks there are N·H·b at a time
+        size = memory.rows_per_tile(mu.size * hidden, inputs.dtype)
+        return memory.by_rows(lambda rows: mu.weights @ self.features(mu.points, rows), inputs, size)[None]
 
     def of_moments(self, moments: Float[Array, "1 m"]) -> Float[Array, ""]:
         """Half the mean squared distance from the teacher's outputs."""

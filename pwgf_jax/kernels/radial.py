@@ -23,14 +23,12 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
+from pwgf_jax import memory
 from pwgf_jax.kernels.base import Kernel
 
 __all__ = ["Profile", "Radial"]
 
-# Rows go through in blocks of about this many bytes of kernel matrix, and of no fewer rows than matrix products need
-# to be fast: the best of both on CPU (tests/benchmarks).
-BLOCK_BYTES = 8 * 2**20
-FEWEST_ROWS = 128
+FEWEST_ROWS = 128  # in a pass: what matrix products need to be fast (tests/benchmarks)
 # Up to here squared distances are sums of squared differences: accurate for near points, and faster on CPU.
 DIRECT_DIMENSIONS = 4
 
@@ -97,25 +95,10 @@ def _centred(x: Array, y: Array) -> tuple[Array, Array, Array]:
 
 def by_rows(block: Callable[[Any], Any], rows: Any, columns: int, chunk_size: int | None) -> Any:
     """Apply ``block`` to row chunks of arrays with a common leading axis; memory O(chunk · columns)."""
-    first = jax.tree.leaves(rows)[0]
-    count = first.shape[0]
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}; give a positive number of rows, or None for automatic.")
-    size = chunk_size or max(FEWEST_ROWS, BLOCK_BYTES // (first.dtype.itemsize * columns))
-    if size >= count:
-        return block(rows)
-    blocks = -(-count // size)
-    size = -(-count // blocks)
-
-    def split(leaf: Array) -> Array:
-        padded = jnp.pad(leaf, [(0, blocks * size - count)] + [(0, 0)] * (leaf.ndim - 1))
-        return padded.reshape(blocks, size, *leaf.shape[1:])
-
-    def join(leaf: Array) -> Array:
-        return leaf.reshape(blocks * size, *leaf.shape[2:])[:count]
-
-    mapped = jax.lax.map(jax.checkpoint(block, prevent_cse=False), jax.tree.map(split, rows))
-    return jax.tree.map(join, mapped)
+    dtype = jax.tree.leaves(rows)[0].dtype
+    return memory.by_rows(block, rows, chunk_size or memory.rows_per_tile(columns, dtype, FEWEST_ROWS))
 
 
 def _with_ones(y: Array, w: Array) -> Array:
