@@ -7,6 +7,7 @@ matrix-vector product on flat vectors, the first by the isometry of :class:`pwgf
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -139,7 +140,9 @@ class Recurrence(NamedTuple):
     """Lanczos under way: what :func:`extend` carries. Vectors past ``steps`` are zero.
 
     Args:
-        basis: one flat vector, row after row: as a matrix, XLA on CPU copies all of it to write a row.
+        basis: the vectors, each cut into pieces: a row holds the same piece of all vectors, one after the other. As a
+            matrix of vectors, XLA on CPU copies all of it to write one; and where vectors are spread over devices,
+            each device has its pieces of all of them.
         diagonal: of the tridiagonal matrix.
         off_diagonal: beside it.
         vector: the next of the basis.
@@ -155,7 +158,7 @@ class Recurrence(NamedTuple):
         2
     """
 
-    basis: Float[Array, " depth*n"]
+    basis: Float[Array, "pieces depth*n/pieces"]
     diagonal: Float[Array, " depth"]
     off_diagonal: Float[Array, " depth"]
     vector: Float[Array, " n"]
@@ -190,6 +193,21 @@ def product(u: Float[Array, " n"], v: Float[Array, " n"]) -> Float[Array, ""]:
     return jnp.sum(u * v)
 
 
+def _pieces(size: int) -> int:
+    """How many pieces a vector is cut into: as many devices can share it, and one loses no time by it."""
+    return math.gcd(size, 64)
+
+
+def _cut(vector: Float[Array, " n"]) -> Float[Array, "pieces m"]:
+    return vector.reshape(_pieces(vector.size), -1)
+
+
+def _orthogonalised(vector: Float[Array, "pieces m"], basis: Float[Array, "pieces depth m"]) -> Array:
+    """The vector less its components along a basis."""
+    components = jnp.sum(_dot(basis, vector[:, :, None])[:, :, 0], axis=0)
+    return vector - _dot(components[None, None], basis)[:, 0]
+
+
 def begin(start: Float[Array, " n"], depth: int, support: Float[Array, " n"]) -> Recurrence:
     """The recurrence from a start, before its first step.
 
@@ -203,7 +221,8 @@ def begin(start: Float[Array, " n"], depth: int, support: Float[Array, " n"]) ->
     norm = length(start)
     alive = norm != 0  # of what is not a number, something is said: not a number
     first = jnp.where(alive, start / jnp.where(alive, norm, 1), 0)
-    zeros, basis = jnp.zeros((depth,), dtype), jnp.zeros((depth * start.size,), dtype)
+    zeros, pieces = jnp.zeros((depth,), dtype), _pieces(start.size)
+    basis = jnp.zeros((pieces, depth * start.size // pieces), dtype)
     count = jnp.zeros((), jnp.int32)
     room = jnp.sum(support != 0, dtype=jnp.int32)
     return Recurrence(basis, zeros, zeros, first, jnp.zeros_like(first), jnp.zeros((), dtype), count, room, alive)
@@ -220,7 +239,7 @@ def grown(recurrence: Recurrence, depth: int) -> Recurrence:
     """
     missing = depth - recurrence.diagonal.size
     return recurrence._replace(
-        basis=jnp.pad(recurrence.basis, (0, missing * recurrence.vector.size)),
+        basis=jnp.pad(recurrence.basis, ((0, 0), (0, missing * _cut(recurrence.vector).shape[1]))),
         diagonal=jnp.pad(recurrence.diagonal, (0, missing)),
         off_diagonal=jnp.pad(recurrence.off_diagonal, (0, missing)),
     )
@@ -243,16 +262,18 @@ def extend(operator: FlatOperator, recurrence: Recurrence, first: Any, last: Any
     support = operator.support
 
     def orthogonalise(vector: Array, basis: Array) -> Array:
-        return vector - _dot(_dot(basis, vector), basis)
+        return _orthogonalised(_cut(vector), basis).ravel()
 
     def step(i: Int[Array, ""], now: Recurrence) -> Recurrence:
         q = now.vector
-        flat = jax.lax.dynamic_update_slice(now.basis, q, (i * q.size,))
-        basis = flat.reshape(-1, q.size)
+        pieces, size = _cut(q).shape
+        rows = jax.lax.dynamic_update_slice(now.basis, _cut(q), (jnp.zeros_like(i), i * size))
+        basis = rows.reshape(pieces, -1, size)
         image = jnp.where(now.alive, operator.matvec(q), 0)
         scale = jnp.maximum(now.scale, length(image))
         alpha = product(q, image)
-        before = jax.lax.dynamic_slice(now.basis, (jnp.maximum(i - 1, 0) * q.size,), (q.size,))
+        last_one = (jnp.zeros_like(i), jnp.maximum(i - 1, 0) * size)
+        before = jax.lax.dynamic_slice(now.basis, last_one, (pieces, size)).ravel()
         three_term = image - alpha * q - jnp.where(i > 0, now.off_diagonal[i - 1], 0) * before
         # Once loses half the digits when the vector is nearly in the span; twice is enough, unless nothing but rounding
         # is outside the span: then the second time takes most of what the first has left.
@@ -279,7 +300,7 @@ def extend(operator: FlatOperator, recurrence: Recurrence, first: Any, last: Any
 
             after = jax.lax.cond(alive & closes, fresh, lambda vector: vector, after)
         return Recurrence(
-            flat,
+            rows,
             now.diagonal.at[i].set(alpha),
             now.off_diagonal.at[i].set(beta),
             after,
@@ -308,7 +329,8 @@ def finish(recurrence: Recurrence) -> Decomposition:
     """
     off = recurrence.off_diagonal[:-1]
     tridiagonal = jnp.diag(recurrence.diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1)
-    basis = recurrence.basis.reshape(-1, recurrence.vector.size)
+    pieces, size = _cut(recurrence.vector).shape
+    basis = jnp.moveaxis(recurrence.basis.reshape(pieces, -1, size), 1, 0).reshape(-1, pieces * size)
     return Decomposition(basis, tridiagonal, recurrence.residual, recurrence.steps)
 
 

@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from pwgf_jax.measures import Particles
 
-__all__ = ["Batching", "batched", "shard_particles"]
+__all__ = ["Batching", "automatic", "batched", "check_mesh", "divisible", "particle_mesh", "shard_particles", "spread"]
 
 Batching: TypeAlias = Literal["auto", "map", "vmap", "shard"]
 
+SEED, PARTICLE = "seed", "particle"
 
-def batched(function: Callable[..., PyTree], batching: Batching) -> Callable[..., PyTree]:
+
+def check_mesh(mesh: Mesh) -> Mesh:
+    """A mesh for seeds and particles, its axes automatic: what a functional does not say, the compiler decides.
+
+    Args:
+        mesh: with an axis "seed", an axis "particle", or both.
+
+    Returns:
+        The same devices in the same order.
+
+    Raises:
+        ValueError: if it has another axis.
+
+    Example:
+        >>> check_mesh(jax.make_mesh((1,), ("data",)))
+        Traceback (most recent call last):
+        ...
+        ValueError: mesh: axes ('data',); give jax.make_mesh((s, p), ("seed", "particle")), or one of the two.
+    """
+    if not set(mesh.axis_names) <= {SEED, PARTICLE}:
+        raise ValueError(
+            f'mesh: axes {mesh.axis_names}; give jax.make_mesh((s, p), ("seed", "particle")), or one of the two.'
+        )
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def batched(function: Callable[..., PyTree], batching: Batching, mesh: Mesh | None = None) -> Callable[..., PyTree]:
     """The function over a leading seed axis of all its arguments.
 
     ``"map"`` runs seed after seed, each with all threads; ``"vmap"`` all at once; ``"shard"`` spreads them over the
@@ -28,6 +55,7 @@ def batched(function: Callable[..., PyTree], batching: Batching) -> Callable[...
     Args:
         function: of arguments that belong to one seed.
         batching: one of the four.
+        mesh: whose axis "seed" the seeds are spread over, if they are; all devices if omitted.
 
     Returns:
         The function of the same arguments with a leading seed axis.
@@ -44,7 +72,8 @@ def batched(function: Callable[..., PyTree], batching: Batching) -> Callable[...
         raise ValueError(f'sweep: batching={batching!r}; choose "auto", "map", "vmap" or "shard".')
     on_cpu = jax.default_backend() == "cpu"
     if batching == "auto":
-        batching = "shard" if jax.device_count() > 1 else "map" if on_cpu else "vmap"
+        several = jax.device_count() > 1 if mesh is None else SEED in mesh.axis_names
+        batching = "shard" if several else "map" if on_cpu else "vmap"
 
     def mapped(*arguments: PyTree) -> PyTree:
         return jax.lax.map(lambda one: function(*one), arguments)
@@ -54,43 +83,123 @@ def batched(function: Callable[..., PyTree], batching: Batching) -> Callable[...
     if batching == "vmap":
         return jax.vmap(function)
     inner = mapped if on_cpu else jax.vmap(function)
-    mesh = Mesh(np.asarray(jax.devices()), ("seed",))
-    spec = PartitionSpec("seed")
+    over = Mesh(np.asarray(jax.devices()), (SEED,)) if mesh is None else mesh
+    spec = PartitionSpec(SEED)
+    # Particles may be spread within a seed: that axis is the compiler's.
+    spread_over = jax.shard_map(inner, mesh=over, in_specs=spec, out_specs=spec, axis_names={SEED}, check_vma=False)
 
     def sharded(*arguments: PyTree) -> PyTree:
         seeds = jax.tree.leaves(arguments)[0].shape[0]
-        missing = -seeds % mesh.size
+        missing = -seeds % over.shape[SEED]
         # Seeds that only fill the last device up repeat the last one; their results are dropped.
         padded = jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)]), arguments)
-        out = jax.shard_map(inner, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(*padded)
-        return jax.tree.map(lambda x: x[:seeds], out)
+        return jax.tree.map(lambda x: x[:seeds], spread_over(*padded))
 
     return sharded
 
 
-def shard_particles(mu: Particles, devices: Sequence[Any] | None = None) -> Particles:
-    """The measure with its particles spread over devices; flows started from it stay spread.
+def divisible(mu: Particles, parts: int) -> Particles:
+    """The measure with as many particles as can be divided evenly: the last one is repeated, with weight zero.
 
-    A mean over particles then needs one sum across devices per step.
+    They are no part of the measure: no field sees them, and none moves them.
 
     Args:
-        mu: the measure; its size must be a multiple of the number of devices.
-        devices: all devices if omitted.
+        mu: the measure.
+        parts: how many equal parts there will be.
+
+    Returns:
+        The measure, itself if nothing is missing.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> divisible(Particles.uniform(jnp.ones((3, 2))), 2).weights.round(2).tolist()
+        [0.33, 0.33, 0.33, 0.0]
+    """
+    missing = -mu.size % parts
+    if not missing:
+        return mu
+    points = jax.tree.map(lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)]), mu.points)
+    return Particles(points, jnp.pad(mu.weights, (0, missing)))
+
+
+def spread(tree: PyTree, size: int, sharding: Any) -> PyTree:
+    """What a run holds, with everything that has a row for each particle spread over the devices; inside ``jit``.
+
+    Args:
+        tree: a state, or a measure.
+        size: how many particles there are.
+        sharding: of rows.
+
+    Returns:
+        The same values.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> mesh = Mesh(np.asarray(jax.devices()[:1]), ("particle",))
+        >>> spread(jnp.ones(4), 4, NamedSharding(mesh, PartitionSpec("particle"))).shape
+        (4,)
+    """
+
+    def constrained(leaf: Any) -> Any:
+        of_rows = getattr(leaf, "ndim", 0) > 0 and leaf.shape[0] == size
+        return jax.lax.with_sharding_constraint(leaf, sharding) if of_rows else leaf
+
+    return jax.tree.map(constrained, tree)
+
+
+def particle_mesh(mu: Particles) -> NamedSharding | None:
+    """How the particles of a concrete measure are spread over devices, if they are."""
+    found = getattr(mu.weights, "sharding", None)
+    if not isinstance(found, NamedSharding) or found.mesh.size == 1 or not found.spec or found.spec[0] is None:
+        return None
+    return NamedSharding(found.mesh, PartitionSpec(found.spec[0]))
+
+
+def automatic(tree: PyTree) -> PyTree:
+    """Arrays on a mesh with explicit axes, as arrays on the same mesh with automatic ones; all else as it is.
+
+    A functional is written for one device: it does not say how each of its results is spread, which explicit axes ask.
+
+    Args:
+        tree: any pytree.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> automatic(jnp.ones(2)).tolist()
+        [1.0, 1.0]
+    """
+
+    def placed(leaf: Any) -> Any:
+        sharding = getattr(leaf, "sharding", None)
+        if not isinstance(sharding, NamedSharding) or AxisType.Explicit not in sharding.mesh.axis_types:
+            return leaf
+        mesh = sharding.mesh
+        return jax.device_put(leaf, NamedSharding(Mesh(mesh.devices, mesh.axis_names), sharding.spec))
+
+    return jax.tree.map(placed, tree)
+
+
+def shard_particles(mu: Particles, mesh: Mesh | None = None) -> Particles:
+    """The measure with its particles spread over devices; flows started from it stay spread, with all that they keep.
+
+    What crosses devices in a step is then a sum or two, for a network the outputs on the data, not the particles.
+
+    Args:
+        mu: the measure; where its size is no multiple of the number of devices, particles of weight zero fill it up.
+        mesh: with an axis "particle"; all devices if omitted.
 
     Returns:
         The same measure, sharded on the particle axis.
 
     Raises:
-        ValueError: if the particles cannot be divided evenly.
+        ValueError: if the mesh has no such axis.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> shard_particles(Particles.uniform(jnp.ones((8, 2)))).size
-        8
+        >>> shard_particles(Particles.uniform(jnp.ones((8, 2)))).size % jax.device_count()
+        0
     """
-    mesh = Mesh(np.asarray(jax.devices() if devices is None else devices), ("particle",))
-    if mu.size % mesh.size:
-        raise ValueError(
-            f"shard_particles: {mu.size} particles over {mesh.size} devices; take a multiple of {mesh.size} particles."
-        )
-    return jax.device_put(mu, NamedSharding(mesh, PartitionSpec("particle")))
+    over = Mesh(np.asarray(jax.devices()), (PARTICLE,)) if mesh is None else check_mesh(mesh)
+    if PARTICLE not in over.axis_names:
+        raise ValueError(f'shard_particles: mesh has axes {over.axis_names}; give one with an axis "particle".')
+    return jax.device_put(divisible(mu, over.shape[PARTICLE]), NamedSharding(over, PartitionSpec(PARTICLE)))
