@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 from pwgf_jax.solve.files import replacing
 
 __all__ = ["add"]
+
+_PIECE = 2**24  # bytes that are copied at once
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -30,21 +33,16 @@ def write(path: Path, arrays: Mapping[str, Any]) -> None:
 def add(path: Path, prefix: str, arrays: Mapping[str, Any]) -> None:
     """Put arrays below a prefix behind those that a file holds already; what it held below the prefix goes.
 
-    The others are copied as they are, not read: a long run does not pay again for its first arms with every later one.
+    The others are copied as they are, a piece at a time, and so are arrays that are mapped from the disk.
     """
-    added = {f"{prefix}/{key}": np.asarray(value) for key, value in arrays.items()}
-    if not path.exists():
-        return write(path, added)
-    with zipfile.ZipFile(path) as archive:
-        again = any(member.startswith(f"{prefix}/") for member in archive.namelist())
-    if again:
-        return write(
-            path, {key: value for key, value in read(path).items() if not key.startswith(f"{prefix}/")} | added
-        )
-    with replacing(path) as file:
-        with open(path, "rb") as before:
-            shutil.copyfileobj(before, file)
-        with zipfile.ZipFile(file, "a") as archive:
-            for key, value in added.items():
-                with archive.open(f"{key}.npy", "w", force_zip64=True) as member:  # as NumPy does
-                    np.lib.format.write_array(member, value, allow_pickle=False)
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        member = partial(archive.open, mode="w", force_zip64=True)  # as NumPy does
+        if path.exists():
+            with zipfile.ZipFile(path) as before:
+                for name in before.namelist():
+                    if not name.startswith(f"{prefix}/"):
+                        with before.open(name) as old, member(name) as new:
+                            shutil.copyfileobj(old, new, _PIECE)
+        for key, value in arrays.items():
+            with member(f"{prefix}/{key}.npy") as new:
+                np.lib.format.write_array(new, np.asarray(value), allow_pickle=False)

@@ -24,6 +24,7 @@ from pwgf_jax.experiments.messages import ConfigError
 from pwgf_jax.experiments.results import Arm, dataset, tidy
 from pwgf_jax.flows import Status
 from pwgf_jax.solve import Solution
+from pwgf_jax.solve import checkpoint as checkpoints
 from pwgf_jax.solve.files import replacing
 
 try:
@@ -266,10 +267,11 @@ class RunFolder:
         }
         self.write_info(info)
         if snapshots:  # with the points of every record in it
-            self.checkpoint(arm).unlink(missing_ok=True)
+            checkpoints.remove(self.checkpoint(arm))
         elif self.checkpoint(arm).exists():
             self.end(arm).parent.mkdir(exist_ok=True)
-            self.checkpoint(arm).replace(self.end(arm))
+            checkpoints.remove(self.end(arm))
+            checkpoints.move(self.checkpoint(arm), self.end(arm))
 
     def certified(self, verdicts: Mapping[str, Sequence[str]]) -> None:
         """Note in run.json what the certificates of the first seeds of some arms say."""

@@ -22,6 +22,7 @@ from pwgf_jax.experiments.messages import ConfigError, say
 from pwgf_jax.experiments.outset import create, refuse_taken
 from pwgf_jax.experiments.progress import Bar
 from pwgf_jax.solve import Progress, sweep
+from pwgf_jax.solve import checkpoint as checkpoints
 from pwgf_jax.solve.checkpoint import CheckpointError
 
 MakeLogger: TypeAlias = Callable[[Path, Mapping[str, Any]], Logger]
@@ -192,8 +193,7 @@ def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], watch: _Wa
                     watch.skip(arm)
                     continue
                 watch.begin(arm)
-                if folder.end(arm).exists() and not folder.checkpoint(arm).exists():
-                    folder.end(arm).replace(folder.checkpoint(arm))
+                checkpoints.move(folder.end(arm), folder.checkpoint(arm))
                 go = partial(
                     sweep,
                     flow,
@@ -208,7 +208,7 @@ def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], watch: _Wa
                     solution = go()
                 except CheckpointError as error:
                     say(f"{error.args[0].partition(';')[0]}: arm {arm} starts afresh.")
-                    folder.checkpoint(arm).unlink()
+                    checkpoints.remove(folder.checkpoint(arm))
                     solution = go()
                 timing = watch.timing(folder.info["arms"][arm]) | experiment.facts
                 if part.config.arms[arm].key == "flow":  # a transform counts for itself

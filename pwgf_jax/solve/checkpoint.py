@@ -1,4 +1,8 @@
-"""Checkpoints: the state of a run and its records so far, in one ``.npz`` written atomically."""
+"""Checkpoints: the state of a run, in a ``.npz`` written atomically, and beside it the records so far, a stream.
+
+The records are on the disk before the state that says how many of them there are: a crash between the two leaves the
+checkpoint before.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from pwgf_jax.solve.files import replacing
+from pwgf_jax.solve.stream import Stream
 
-__all__ = ["Checkpoint", "CheckpointError", "load", "save"]
+__all__ = ["Checkpoint", "CheckpointError", "load", "move", "remove", "save", "stream"]
 
 
 class CheckpointError(ValueError):
@@ -32,18 +37,62 @@ class Checkpoint(NamedTuple):
     Args:
         step: steps that every running seed has taken.
         state: of the flow, any pytree of arrays.
-        records: what has been recorded so far, arrays over time.
+        records: what has been recorded so far.
         seconds: what the steps have taken, as :class:`pwgf_jax.solve.Progress` counts them.
 
     Example:
-        >>> Checkpoint(3, {"x": np.ones(2)}, {}).seconds
+        >>> Checkpoint(3, {"x": np.ones(2)}, stream(Path("a.npz"))).seconds
         0.0
     """
 
     step: int
     state: PyTree
-    records: dict[str, np.ndarray]
+    records: Stream
     seconds: float = 0.0
+
+
+def stream(path: Path) -> Stream:
+    """The records beside a checkpoint, none yet.
+
+    Args:
+        path: the checkpoint.
+
+    Returns:
+        The stream to append to.
+
+    Example:
+        >>> stream(Path("runs/a.npz")).path.name
+        'a.npz.records'
+    """
+    return Stream(path.with_name(f"{path.name}.records"))
+
+
+def move(path: Path, to: Path) -> None:
+    """Give a checkpoint another name; what lies there already stays, so that a move cut short can be made again.
+
+    Args:
+        path: the checkpoint, which need not exist.
+        to: where it will be, in a folder that does.
+
+    Example:
+        >>> move(Path("no/such.npz"), Path("another.npz"))
+    """
+    for old, new in ((stream(path).path, stream(to).path), (path, to)):
+        if old.exists() and not new.exists():
+            old.replace(new)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint with its records, if it exists.
+
+    Args:
+        path: the checkpoint.
+
+    Example:
+        >>> remove(Path("no/such.npz"))
+    """
+    path.unlink(missing_ok=True)
+    stream(path).path.unlink(missing_ok=True)
 
 
 def _describe(state: PyTree) -> list[str]:
@@ -70,7 +119,7 @@ def save(path: Path, at: Checkpoint, identity: dict[str, Any]) -> None:
 
     Args:
         path: the ``.npz`` file; its folder is made.
-        at: how far the run is.
+        at: how far the run is, with its records appended to the :func:`stream` of this path.
         identity: what a run must share to go on from here, JSON values.
 
     Raises:
@@ -79,15 +128,17 @@ def save(path: Path, at: Checkpoint, identity: dict[str, Any]) -> None:
     Example:
         >>> import tempfile, jax.numpy as jnp
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save(Path(folder) / "a.npz", Checkpoint(3, {"x": jnp.ones(2)}, {}), {"every": 1})
-        ...     found = load(Path(folder) / "a.npz", {"x": jnp.zeros(2)}, {"every": 1})
-        >>> found.step, found.state["x"].tolist()
-        (3, [1.0, 1.0])
+        ...     path = Path(folder) / "a.npz"
+        ...     records = stream(path).append({"value": np.zeros(3)})
+        ...     save(path, Checkpoint(3, {"x": jnp.ones(2)}, records), {"every": 1})
+        ...     found = load(path, {"x": jnp.zeros(2)}, {"every": 1})
+        >>> found.step, found.state["x"].tolist(), found.records == records
+        (3, [1.0, 1.0], True)
     """
     header = {"step": at.step, "seconds": at.seconds, "jax": jax.__version__}
+    header["records"] = {"length": at.records.length, "checksum": at.records.checksum}
     header |= {"identity": identity, "state": _describe(at.state)}
     arrays: dict[str, Any] = {f"state/{i}": _numbers(leaf) for i, leaf in enumerate(jax.tree.leaves(at.state))}
-    arrays |= {f"records/{name}": value for name, value in at.records.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         np.savez(file, header=np.array(json.dumps(header)), **arrays)
@@ -105,7 +156,7 @@ def load(path: Path, like: PyTree, identity: dict[str, Any]) -> Checkpoint:
         How far that run was, its state structured like ``like``.
 
     Raises:
-        CheckpointError: if the file is no checkpoint, or one of another run.
+        CheckpointError: if the file is no checkpoint, or one of another run, or its records are not whole.
 
     Example:
         >>> load(Path("pyproject.toml"), {}, {})
@@ -115,10 +166,12 @@ def load(path: Path, like: PyTree, identity: dict[str, Any]) -> Checkpoint:
     """
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        header = json.loads(str(arrays.pop("header")))
-        step, saved, state, seconds = header["step"], dict(header["identity"]), header["state"], header.get("seconds")
-        leaves = [arrays[f"state/{i}"] for i in range(len(state))]
+            header = json.loads(str(file["header"]))
+            step, saved, state, seconds = header["step"], dict(header["identity"]), header["state"], header["seconds"]
+            leaves = [file[f"state/{i}"] for i in range(len(state))]
+        if "records" not in header:
+            raise ValueError("of a version that kept the records in it")
+        records = Stream(stream(path).path, int(header["records"]["length"]), int(header["records"]["checksum"]))
     except Exception as error:  # bytes can be wrong in more ways than NumPy, zipfile and json have errors for
         raise CheckpointError(f"{path}: not a checkpoint ({error}); delete it to start afresh.") from error
     if (version := header.get("jax", jax.__version__)) != jax.__version__:
@@ -144,5 +197,8 @@ def load(path: Path, like: PyTree, identity: dict[str, Any]) -> Checkpoint:
             "go on with the same, or delete it to start afresh."
         )
     restored = [_restored(numbers, leaf) for numbers, leaf in zip(leaves, jax.tree.leaves(like), strict=True)]
-    records = {name.removeprefix("records/"): value for name, value in arrays.items() if name.startswith("records/")}
-    return Checkpoint(step, jax.tree.unflatten(jax.tree.structure(like), restored), records, seconds or 0.0)
+    try:
+        records.check()
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: its records are lost ({error}); delete it to start afresh.") from error
+    return Checkpoint(step, jax.tree.unflatten(jax.tree.structure(like), restored), records, seconds)

@@ -37,6 +37,7 @@ Rows: TypeAlias = dict[str, np.ndarray]
 _CALLS = {"run": "run(flow, F, mu0, key, steps)", "sweep": "sweep(flow, problem, keys, steps)"}
 _CHUNKS, _SAVES = 100, 20  # of a run, unless time asks for more
 _PATIENCE = 300.0  # seconds that a kill may cost
+_BLOCK = 2**25  # bytes of records to hold, where they can be written to a file
 
 # Keeps the steps' random numbers apart from whatever the problem draws from the same key.
 _STREAM = 0x70776766
@@ -105,27 +106,30 @@ def _drive(
     key: Array,
 ) -> Solution:
     """The host loop: chunk after chunk, until the steps are spent or every seed has finished."""
-    if chunk is None:
-        chunk = steps if not batch and progress is None and checkpoint is None else -(-steps // _CHUNKS)
-    path = None if checkpoint is None else Path(checkpoint)
-    at = Checkpoint(0, trajectory.start(), {})
-    identity = {} if path is None else _identity(trajectory, at.state, record, key)
-    if path is not None and path.exists():
-        at = checkpoints.load(path, at.state, identity)
-        if at.step > steps or (at.step < steps and at.step % record.every):
+    path, axis = None if checkpoint is None else Path(checkpoint), len(batch)
+    state, done, seconds, rows = trajectory.start(), 0, 0.0, list[Rows]()
+    identity, stream = dict[str, Any](), None
+    if path is not None:
+        row = _repeated(trajectory.look(state)(), 1, axis)
+        identity, stream = _identity(trajectory, state, row, record, key), checkpoints.stream(path)
+        if path.exists():
+            done, state, stream, seconds = checkpoints.load(path, state, identity)
+        if done > steps or (done < steps and done % record.every):
             raise CheckpointError(
-                f"{path}: it is at step {at.step} of a run with other steps; this run takes {steps}; "
+                f"{path}: it is at step {done} of a run with other steps; this run takes {steps}; "
                 "go on with as many, or delete it to start afresh."
             )
-    done, state, rows, seconds = at.step, at.state, [at.records] if at.records else [], at.seconds
+    if chunk is None:
+        chunk = steps if not batch and progress is None and path is None else -(-steps // _CHUNKS)
+        chunk = chunk if path is None else min(chunk, record.every * (_BLOCK // _size(row)))
     most, looking = max(1, chunk // record.every), float("inf")
-    saved, saved_at, still = done, time.monotonic(), None
+    saved, saved_at, still, held = done, time.monotonic(), None, 0
 
     while done < steps:
         blocks, length = _next_chunk(steps - done, record.every, most)
         if np.all(np.asarray(state.status) != Status.running):
             still = trajectory.look(state)() if still is None else still
-            rows.append(_repeated(still, blocks, len(batch)))
+            rows.append(_repeated(still, blocks, axis))
         else:
             (state, new), taken = _timed(trajectory.advance(state, blocks, length))
             rows.append(jax.tree.map(np.asarray, new))
@@ -135,26 +139,29 @@ def _drive(
             if taken > _PATIENCE:
                 most = max(1, int(blocks * _PATIENCE / taken))
         done += blocks * length
-        # Every save writes all records again: often enough to lose little, not so often that they add up.
-        useful = (done - saved) * _SAVES >= steps or time.monotonic() - saved_at >= _PATIENCE
-        if path is not None and (useful or done == steps):
-            rows = [_joined(rows, len(batch))]
-            checkpoints.save(path, Checkpoint(done, state, rows[0], seconds), identity)
-            saved, saved_at = done, time.monotonic()
+        # Every save waits for the disk: often enough to lose little, not so often that they add up.
+        useful = (done - saved) * _SAVES >= steps or time.monotonic() - saved_at >= _PATIENCE or done == steps
+        held += _size(rows[-1])
+        if path is not None and stream is not None and (useful or held >= _BLOCK):
+            stream, rows, held = stream.append(_joined(rows, axis)), [], 0
+            if useful:
+                checkpoints.save(path, Checkpoint(done, state, stream, seconds), identity)
+                saved, saved_at = done, time.monotonic()
         if progress is not None:
             evaluation = state.evaluation
             value, norm, status = (np.atleast_1d(x) for x in (evaluation.value, evaluation.gradient_norm, state.status))
             progress(Progress(done, steps, value, norm, status, seconds, int(np.sum(state.step))))
 
-    rows.append(_repeated(trajectory.look(state)(), 1, len(batch)))
+    last = _repeated(trajectory.look(state)(), 1, axis)
     at = np.minimum(np.arange(-(-steps // record.every) + 1) * record.every, steps)
-    records = {"step": np.broadcast_to(at, (*batch, at.size)), **_joined(rows, len(batch))}
+    recorded = _joined([*rows, last], axis) if stream is None else stream.records(last, at.size, axis)
+    records = {"step": np.broadcast_to(at, (*batch, at.size)), **recorded}
     spent = jnp.asarray(Status.budget_spent, jnp.int32)
     status = jnp.where(state.status == Status.running, spent, state.status)
     return Solution(state.mu, state.evaluation.value, status, state.step, records)
 
 
-def _identity(trajectory: _Trajectory, start: FlowState, record: Record, key: Array) -> dict[str, Any]:
+def _identity(trajectory: _Trajectory, start: FlowState, row: Rows, record: Record, key: Array) -> dict[str, Any]:
     """What a run must share with a checkpoint to go on from it."""
     return {
         "every": record.every,
@@ -163,7 +170,7 @@ def _identity(trajectory: _Trajectory, start: FlowState, record: Record, key: Ar
         # To four digits: another start has another size, the same one on another machine has not.
         "start": [f"{np.mean(np.abs(np.asarray(leaf))):.4g}" for leaf in jax.tree.leaves(start.mu.points)],
         "program": _fingerprint(trajectory.one_step()),
-        "records": sorted(trajectory.look(start)()),
+        "records": sorted(set(row) - {"perturbed"}),
     }
 
 
@@ -186,6 +193,10 @@ def _repeated(row: dict[str, Array], count: int, axis: int) -> Rows:
     still = {"perturbed": np.zeros(np.shape(row["value"]), bool)}
     rows = {name: np.asarray(value) for name, value in row.items()} | still
     return {name: np.repeat(np.expand_dims(value, axis), count, axis=axis) for name, value in rows.items()}
+
+
+def _size(rows: Rows) -> int:
+    return sum(value.nbytes for value in rows.values())
 
 
 def _joined(rows: list[Rows], axis: int) -> Rows:
@@ -234,11 +245,12 @@ def run(
         key: typed random key.
         steps: how many steps to take at most.
         record: what to write down, every step by default.
-        chunk: steps per compiled call; all by default, a hundredth with progress or checkpoint. Chunks that take more
-            than five minutes are followed by smaller ones.
+        chunk: steps per compiled call; all by default, a hundredth with progress or checkpoint, and with a checkpoint
+            no more than 32 MB of records. Chunks that take more than five minutes are followed by smaller ones.
         progress: called after every chunk with a :class:`Progress`.
         checkpoint: file to go on from if it exists, and to save to: after chunks, when a twentieth of the steps or five
-            minutes have passed since the last time, and at the end.
+            minutes have passed since the last time, and at the end. The records go to a file beside it, NAME.records,
+            and are held no longer than that; of the solution, those of more than 256 MB are mapped from the disk.
         check: whether a functional that is new here is tried first, see :func:`pwgf_jax.contract.check_functional`.
 
     Returns:

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from pwgf_jax import Particles, Record, pwgf, run, sweep, wgf
 from pwgf_jax.solve import checkpoint as checkpoints
+from pwgf_jax.solve import stream as streams
 from tests.solve.problems import METHOD, STEPS, problem, seeds
 
 
@@ -44,7 +46,7 @@ def test_an_interrupted_sweep_goes_on_as_if_nothing_had_been(every, chunk, stop,
     resumed = sweep(METHOD, problem, seeds(3), STEPS, record, chunk=chunk, checkpoint=file, progress=seen.append)
     assert_same(resumed, whole)
     assert all(at.step > stop for at in seen)  # what was done is not done again
-    assert sorted(path.name for path in file.parent.iterdir()) == ["sweep.npz"]
+    assert sorted(path.name for path in file.parent.iterdir()) == ["sweep.npz", "sweep.npz.records"]
 
 
 @pytest.mark.slow
@@ -71,18 +73,21 @@ def test_optimizer_states_are_saved_keys_included(tmp_path):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """The bytes of a checkpoint at step 4 of 12."""
-    file = tmp_path_factory.mktemp("saved") / "a.npz"
+    """The folder of a checkpoint at step 4 of 12."""
+    folder = tmp_path_factory.mktemp("saved")
     with pytest.raises(Interrupted):
-        sweep(METHOD, problem, seeds(2), 12, chunk=4, checkpoint=file, progress=interrupt_at(4))
-    return file.read_bytes()
+        sweep(METHOD, problem, seeds(2), 12, chunk=4, checkpoint=folder / "a.npz", progress=interrupt_at(4))
+    return folder
 
 
 @pytest.fixture
 def file(saved, tmp_path):
-    path = tmp_path / "a.npz"
-    path.write_bytes(saved)
-    return path
+    return shutil.copytree(saved, tmp_path / "copy") / "a.npz"
+
+
+@pytest.fixture
+def records(file):
+    return file.with_name("a.npz.records")
 
 
 def larger(key):
@@ -160,13 +165,144 @@ def rewritten(file, change):
             lambda header, arrays: [arrays.pop("state/0"), header][1],
             r"not a checkpoint \(.*state/0.*\); delete it to start afresh",
         ),
+        (
+            lambda header, arrays: {name: value for name, value in header.items() if name != "records"},
+            r"not a checkpoint \(of a version that kept the records in it\); delete it to start afresh",
+        ),
+        (lambda header, arrays: header | {"records": [1]}, r"not a checkpoint \(.*\); delete it to start afresh"),
     ],
-    ids=["jax", "header", "identity", "state"],
+    ids=["jax", "header", "identity", "state", "old", "records"],
 )
 def test_what_was_meddled_with_or_made_by_another_jax_is_said_to_be(change, message, file):
     rewritten(file, change)
     with pytest.raises(checkpoints.CheckpointError, match=message):
         sweep(METHOD, problem, seeds(2), 12, checkpoint=file)
+
+
+# The records beside it
+
+
+def garble(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def link(file):
+    file.rename(file.with_name("elsewhere"))
+    file.symlink_to(file.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "is too short"),
+        (lambda file: file.write_bytes(b""), "is too short"),
+        (garble, "is not what was written"),
+        (lambda file: file.unlink(), "is not there"),
+        (link, "is a link"),  # which a longer run would write through
+    ],
+    ids=["truncated", "empty", "garbled", "missing", "link"],
+)
+def test_records_that_are_not_whole_are_said_to_be_lost(damage, said, file, records):
+    damage(records)
+    with pytest.raises(
+        checkpoints.CheckpointError, match=rf"a\.npz: its records are lost \(a\.npz\.records {said}\); "
+    ):
+        sweep(METHOD, problem, seeds(2), 12, checkpoint=file)
+
+
+def test_what_a_kill_left_behind_the_records_does_not_count(file, records):
+    whole = sweep(METHOD, problem, seeds(2), 12)
+    with open(records, "ab") as end:
+        end.write(b"half a block")
+    assert_same(sweep(METHOD, problem, seeds(2), 12, checkpoint=file), whole)
+    assert_same(sweep(METHOD, problem, seeds(2), 12, checkpoint=file), whole)
+
+
+def test_records_of_which_no_state_knows_are_written_anew_and_not_through_a_link(file, records):
+    whole = sweep(METHOD, problem, seeds(2), 12)
+    file.unlink()
+    link(records)
+    before = records.read_bytes()
+    assert_same(sweep(METHOD, problem, seeds(2), 12, checkpoint=file), whole)
+    assert records.with_name("elsewhere").read_bytes() == before
+
+
+def test_a_kill_between_records_and_state_loses_what_was_since_the_last_save(tmp_path, monkeypatch):
+    whole, save = sweep(METHOD, problem, seeds(2), 12), checkpoints.save
+
+    def killed(path, at, identity):
+        if at.step == 8:
+            raise Interrupted
+        save(path, at, identity)
+
+    monkeypatch.setattr(checkpoints, "save", killed)
+    seen = []
+    options = {"chunk": 4, "checkpoint": tmp_path / "a.npz", "progress": seen.append}
+    with pytest.raises(Interrupted):
+        sweep(METHOD, problem, seeds(2), 12, **options)
+    assert [at.step for at in seen] == [4]
+    monkeypatch.undo()
+    seen.clear()
+    assert_same(sweep(METHOD, problem, seeds(2), 12, **options), whole)
+    assert [at.step for at in seen] == [8, 12]
+
+
+def test_a_checkpoint_moves_and_goes_with_its_records(file, records, tmp_path):
+    elsewhere = tmp_path / "b.npz"
+    whole = sweep(METHOD, problem, seeds(2), 12)
+    records.rename(tmp_path / "b.npz.records")  # a move that was cut short
+    checkpoints.move(file, elsewhere)
+    assert not list(file.parent.iterdir())
+    assert_same(sweep(METHOD, problem, seeds(2), 12, checkpoint=elsewhere), whole)
+    checkpoints.remove(elsewhere)
+    assert not list(tmp_path.glob("b.npz*"))
+
+
+def test_records_that_memory_should_not_hold_are_arrays_all_the_same(file, records, monkeypatch):
+    whole = sweep(METHOD, problem, seeds(2), 12, Record(stats=some_stats))
+    monkeypatch.setattr(streams, "_HELD", 200)
+    found = sweep(METHOD, problem, seeds(2), 12, Record(stats=some_stats), checkpoint=file.with_name("b.npz"))
+    assert isinstance(found.records["mean"].base, np.memmap)
+    assert isinstance(found.records["perturbed"].base, np.memmap | None)
+    checkpoints.remove(file.with_name("b.npz"))
+    assert sorted(path.name for path in file.parent.iterdir()) == ["a.npz", "a.npz.records"]
+    assert_same(found, whole)
+    found.records["value"][0] = 0.0  # they are the caller's
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bool", "bfloat16", "complex64", "int32"])
+def test_a_stream_holds_arrays_of_any_shape_and_dtype(dtype, tmp_path):
+    stream = streams.Stream(tmp_path / "a")
+    blocks = [{"x": np.asarray(jnp.arange(n * 6) % 2, jnp.dtype(dtype)).reshape(2, n, 3)} for n in (1, 4, 0, 2)]
+    for block in blocks:
+        stream = stream.append(block)
+    found = stream.records({"x": blocks[0]["x"]}, 8, axis=1)["x"]
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, np.concatenate([each["x"] for each in (*blocks, blocks[0])], axis=1))
+
+
+def test_a_save_writes_what_is_new_and_long_chunks_of_records_are_not_held(tmp_path, monkeypatch):
+    written, held, append, save = [], [], streams.Stream.append, checkpoints.save
+
+    def appended(stream, rows):
+        held.append(sum(value.nbytes for value in rows.values()))
+        return append(stream, rows)
+
+    def saved(path, at, identity):
+        save(path, at, identity)
+        written.append((path.stat().st_size, at.records.length))
+
+    monkeypatch.setattr(streams.Stream, "append", appended)
+    monkeypatch.setattr(checkpoints, "save", saved)
+    monkeypatch.setattr(sys.modules[sweep.__module__], "_BLOCK", block := 1000)
+    sweep(wgf(0.1), problem, seeds(2), 4000, checkpoint=tmp_path / "a.npz")
+    states, lengths = zip(*written, strict=True)
+    assert max(states) - min(states) < 100
+    assert len(lengths) == 20
+    assert max(np.diff(lengths)) <= lengths[0]
+    assert max(held) <= block
 
 
 @pytest.fixture
@@ -182,7 +318,7 @@ def saves(monkeypatch):
     return steps
 
 
-def test_short_chunks_do_not_write_all_records_again_at_every_end(saves, tmp_path):
+def test_short_chunks_are_not_all_saved(saves, tmp_path):
     seen = []
     options = {"record": Record(every=2), "chunk": 2, "checkpoint": tmp_path / "a.npz", "progress": seen.append}
     sweep(wgf(0.1), problem, seeds(2), 400, **options)
