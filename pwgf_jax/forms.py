@@ -195,8 +195,16 @@ def times(factor: Any, value: Array) -> Array:
 
 def _mixture(mu: Particles, nu: Particles, amount: Float[Array, ""]) -> Particles:
     """The signed measure μ + amount·ν."""
-    points = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), mu.points, nu.points)
-    return Particles(points, jnp.concatenate([mu.weights, amount * nu.weights]))
+    if mu.size == nu.size:  # side by side: where particles are spread over devices, none of them moves
+
+        def together(x: Array, y: Array) -> Array:
+            return jnp.stack([x, y], axis=1).reshape(-1, *x.shape[1:])
+    else:
+
+        def together(x: Array, y: Array) -> Array:
+            return jnp.concatenate([x, y])
+
+    return Particles(jax.tree.map(together, mu.points, nu.points), together(mu.weights, amount * nu.weights))
 
 
 def derivative(F: Functional) -> Callable[[Particles, Particles], Float[Array, ""]]:

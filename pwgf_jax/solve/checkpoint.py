@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 
 from pwgf_jax.solve.files import replacing
@@ -111,7 +112,10 @@ def _numbers(leaf: Any) -> np.ndarray:
 
 def _restored(numbers: np.ndarray, like: Any) -> Any:
     array = jax.numpy.asarray(numbers)
-    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if _is_key(like) else array
+    if _is_key(like):
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+    sharding = getattr(like, "sharding", None)  # a run goes on where it is, whatever devices have written the file
+    return jax.device_put(array, sharding) if isinstance(sharding, NamedSharding) else array
 
 
 def save(path: Path, at: Checkpoint, identity: dict[str, Any]) -> None:

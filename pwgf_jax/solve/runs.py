@@ -26,7 +26,18 @@ from pwgf_jax.measures import Particles, traceable
 from pwgf_jax.solve import checkpoint as checkpoints
 from pwgf_jax.solve.checkpoint import Checkpoint, CheckpointError
 from pwgf_jax.solve.record import Progress, Record, Solution
-from pwgf_jax.solve.sharding import Batching, batched
+from pwgf_jax.solve.sharding import (
+    PARTICLE,
+    Batching,
+    Mesh,
+    automatic,
+    batched,
+    check_mesh,
+    divisible,
+    row_sharding,
+    spread,
+    within,
+)
 from pwgf_jax.transforms.trigger import any_in_batch
 
 __all__ = ["run", "sweep"]
@@ -179,6 +190,14 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return jax.block_until_ready(call()), time.perf_counter() - began
 
 
+def _traced(function: Callable[..., Any], *arguments: PyTree) -> ClosedJaxpr:
+    """The program of a function, whatever devices its arguments are on."""
+    leaves, structure = jax.tree.flatten(arguments)
+    found = map(jax.typeof, leaves)
+    shapes = [jax.ShapeDtypeStruct(each.shape, each.dtype, weak_type=each.weak_type) for each in found]
+    return jax.make_jaxpr(lambda *leaves: function(*jax.tree.unflatten(structure, leaves)))(*shapes)
+
+
 def _fingerprint(program: ClosedJaxpr) -> str:
     """A hash of what is computed: step sizes, thresholds and compiled-in data, but no addresses in memory."""
     digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program.jaxpr)).encode())
@@ -272,6 +291,7 @@ def run(
     """
     check_key(key, "run")
     _check_flow("run", flow)
+    F, mu0, key = automatic((F, mu0, key))
     if not callable(F):
         raise TypeError(f"run: F is a {type(F).__name__}; give a function of Particles, as in run(flow, F, mu0, ...).")
     if key.ndim:
@@ -290,13 +310,14 @@ def run(
     functional = traceable(F)
     leaves, shape = jax.tree.flatten(functional)
     make, numbers = flow.parted()
+    rows = row_sharding(mu0)
     trajectory = _Trajectory(
-        lambda: _jit_start(make, numbers, functional, mu0, key),
+        lambda: _jit_start(make, rows, numbers, functional, mu0, key),
         lambda state, *sizes: _compiled(
-            _jit_advance, numbers, leaves, key, state, static=(make, record, shape, *sizes)
+            _jit_advance, numbers, leaves, key, state, static=(make, record, shape, rows, *sizes)
         ),
         lambda state: _compiled(_jit_look, leaves, state, static=(record, shape)),
-        lambda: jax.make_jaxpr(lambda F, mu0, key: _one_step(flow, record, F, mu0, key))(functional, mu0, key),
+        lambda: _traced(lambda F, mu0, key: _one_step(flow, record, F, mu0, key), functional, mu0, key),
     )
     return _drive(trajectory, (), steps, record, chunk, progress, checkpoint, key)
 
@@ -304,17 +325,18 @@ def run(
 Make: TypeAlias = Callable[[dict[str, Any]], Flow]
 
 
-@partial(jax.jit, static_argnums=0)
-def _jit_start(make: Make, numbers: dict[str, Any], F: Functional, mu0: Particles, key: Array) -> FlowState:
-    return _start(make(numbers), F, mu0, key)
+@partial(jax.jit, static_argnums=(0, 1))
+def _jit_start(make: Make, rows: Any, numbers: dict[str, Any], F: Functional, mu0: Particles, key: Array) -> FlowState:
+    return spread(_start(make(numbers), F, mu0, key), mu0.size, rows)
 
 
 # Lowering builds its arguments' trees out of descriptions, which a functional's constructor may refuse: it gets leaves.
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _jit_advance(
     make: Make,
     record: Record,
     shape: Any,
+    rows: Any,
     blocks: int,
     length: int,
     numbers: dict[str, Any],
@@ -322,7 +344,8 @@ def _jit_advance(
     key: Array,
     state: FlowState,
 ) -> tuple[FlowState, dict[str, Array]]:
-    return _advance(make(numbers), record, blocks, length, jax.tree.unflatten(shape, leaves), key, state)
+    state, records = _advance(make(numbers), record, blocks, length, jax.tree.unflatten(shape, leaves), key, state)
+    return spread(state, state.mu.size, rows), records
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -338,6 +361,7 @@ def sweep(
     record: Record | None = None,
     *,
     batching: Batching = "auto",
+    mesh: Mesh | None = None,
     chunk: int | None = None,
     progress: Callable[[Progress], None] | None = None,
     checkpoint: str | PathLike[str] | None = None,
@@ -356,6 +380,9 @@ def sweep(
         record: what to write down, every step by default.
         batching: ``"map"`` seed after seed, ``"vmap"`` all at once, ``"shard"`` spread over the devices,
             ``"auto"`` the fastest for this machine.
+        mesh: of devices, ``jax.make_mesh((s, p), ("seed", "particle"))`` or one of the two axes: seeds are spread over
+            the one, and the particles of each seed over the other, filled up with particles of weight zero where their
+            number is no multiple of p. All devices take seeds if omitted.
         chunk: as in :func:`run`; a hundredth of all steps by default.
         progress: called after every chunk with a :class:`Progress`.
         checkpoint: as in :func:`run`.
@@ -401,21 +428,24 @@ def sweep(
         _check(steps, pair[1])
         _check_value(*pair)
         trusted.append(is_own(pair[0]))
-        return jnp.zeros(())
+        return pair[1].weights
 
-    jax.eval_shape(examine, keys[0])
+    size = int(jax.eval_shape(examine, keys[0]).shape[0])
     if check and not trusted[-1]:
         check_once(*problem(keys[0]))
 
     make, numbers = flow.parted()
-    programs = _programs(problem, batching, record)
+    programs = _programs(problem, batching, record, None if mesh is None else check_mesh(mesh))
     trajectory = _Trajectory(
         lambda: programs.start(make, numbers, keys),
         lambda state, *sizes: _compiled(programs.advance, numbers, keys, state, static=(make, *sizes)),
         lambda state: _compiled(programs.look, keys, state),
-        lambda: jax.make_jaxpr(lambda key: _one_step(flow, record, *problem(key), key))(keys[0]),
+        lambda: _traced(lambda key: _one_step(flow, record, *problem(key), key), keys[0]),
     )
-    return _drive(trajectory, keys.shape, steps, record, chunk, progress, checkpoint, keys)
+    solution = _drive(trajectory, keys.shape, steps, record, chunk, progress, checkpoint, keys)
+    if solution.mu.size == size:
+        return solution
+    return solution._replace(mu=jax.tree.map(lambda leaf: leaf[:, :size], solution.mu))
 
 
 class _Programs(NamedTuple):
@@ -426,22 +456,25 @@ class _Programs(NamedTuple):
     look: Callable[..., dict[str, Array]]
 
 
-def _programs(problem: Problem, batching: Batching, record: Record) -> _Programs:
+def _programs(problem: Problem, batching: Batching, record: Record, mesh: Mesh | None) -> _Programs:
     """Compiled once for a problem and kept with it, so that they live as long as it does and no longer."""
     kept = vars(problem).setdefault("_pwgf_programs", {}) if hasattr(problem, "__dict__") else {}
-    if (batching, record) not in kept:
-        kept[batching, record] = _compilable(problem, batching, record)
-    return kept[batching, record]
+    if (batching, record, mesh) not in kept:
+        kept[batching, record, mesh] = _compilable(problem, batching, record, mesh)
+    return kept[batching, record, mesh]
 
 
-def _compilable(problem: Problem, batching: Batching, record: Record) -> _Programs:
+def _compilable(problem: Problem, batching: Batching, record: Record, mesh: Mesh | None) -> _Programs:
+    rows = within(mesh)
+
     @partial(jax.jit, static_argnums=0)
     def start(make: Make, numbers: dict[str, Any], keys: Array) -> FlowState:
         def one(key: Array) -> FlowState:
             F, mu0 = problem(key)
-            return _start(make(numbers), F, mu0, key)
+            mu0 = divisible(mu0, 1 if mesh is None else mesh.shape.get(PARTICLE, 1))
+            return spread(_start(make(numbers), F, spread(mu0, mu0.size, rows), key), mu0.size, rows)
 
-        return batched(one, batching)(keys)
+        return batched(one, batching, mesh)(keys)
 
     @partial(jax.jit, static_argnums=(0, 1, 2))
     def advance(
@@ -449,12 +482,13 @@ def _compilable(problem: Problem, batching: Batching, record: Record) -> _Progra
     ) -> tuple[FlowState, dict[str, Array]]:
         def one(key: Array, state: FlowState) -> tuple[FlowState, dict[str, Array]]:
             # Drawn again in every chunk: cheaper than keeping every seed's data alive, and closures stay closures.
-            return _advance(make(numbers), record, blocks, length, problem(key)[0], key, state)
+            state, records = _advance(make(numbers), record, blocks, length, problem(key)[0], key, state)
+            return spread(state, state.mu.size, rows), records
 
-        return batched(one, batching)(keys, state)
+        return batched(one, batching, mesh)(keys, state)
 
     @jax.jit
     def look(keys: Array, state: FlowState) -> dict[str, Array]:
-        return batched(lambda key, state: record.row(problem(key)[0], state), batching)(keys, state)
+        return batched(lambda key, state: record.row(problem(key)[0], state), batching, mesh)(keys, state)
 
     return _Programs(start, advance, look)

@@ -13,11 +13,24 @@ from jaxtyping import PyTree
 
 from pwgf_jax.measures import Particles
 
-__all__ = ["Batching", "automatic", "batched", "check_mesh", "divisible", "particle_mesh", "shard_particles", "spread"]
+__all__ = [
+    "PARTICLE",
+    "SEED",
+    "Batching",
+    "automatic",
+    "batched",
+    "check_mesh",
+    "divisible",
+    "row_sharding",
+    "shard_particles",
+    "spread",
+    "within",
+]
 
 Batching: TypeAlias = Literal["auto", "map", "vmap", "shard"]
 
 SEED, PARTICLE = "seed", "particle"
+"""Names of the axes of a mesh."""
 
 
 def check_mesh(mesh: Mesh) -> Mesh:
@@ -122,13 +135,16 @@ def divisible(mu: Particles, parts: int) -> Particles:
     return Particles(points, jnp.pad(mu.weights, (0, missing)))
 
 
-def spread(tree: PyTree, size: int, sharding: Any) -> PyTree:
+Rows: TypeAlias = NamedSharding | PartitionSpec | None
+
+
+def spread(tree: PyTree, size: int, sharding: Rows) -> PyTree:
     """What a run holds, with everything that has a row for each particle spread over the devices; inside ``jit``.
 
     Args:
         tree: a state, or a measure.
         size: how many particles there are.
-        sharding: of rows.
+        sharding: of rows, or None for no change.
 
     Returns:
         The same values.
@@ -144,15 +160,34 @@ def spread(tree: PyTree, size: int, sharding: Any) -> PyTree:
         of_rows = getattr(leaf, "ndim", 0) > 0 and leaf.shape[0] == size
         return jax.lax.with_sharding_constraint(leaf, sharding) if of_rows else leaf
 
-    return jax.tree.map(constrained, tree)
+    return tree if sharding is None else jax.tree.map(constrained, tree)
 
 
-def particle_mesh(mu: Particles) -> NamedSharding | None:
-    """How the particles of a concrete measure are spread over devices, if they are."""
+def row_sharding(mu: Particles) -> NamedSharding | None:
+    """How the particles of a measure are spread over devices, if they are.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> print(row_sharding(Particles.uniform(jnp.ones((8, 2)))))
+        None
+    """
     found = getattr(mu.weights, "sharding", None)
     if not isinstance(found, NamedSharding) or found.mesh.size == 1 or not found.spec or found.spec[0] is None:
         return None
     return NamedSharding(found.mesh, PartitionSpec(found.spec[0]))
+
+
+def within(mesh: Mesh | None) -> Rows:
+    """How the particles of one seed are spread, in a sweep over a mesh.
+
+    Example:
+        >>> within(Mesh(np.asarray(jax.devices()[:1]), ("particle",))).spec
+        PartitionSpec('particle',)
+    """
+    if mesh is None or PARTICLE not in mesh.axis_names:
+        return None
+    # Where seeds are spread too, the mesh is known from around, as one of particles alone.
+    return PartitionSpec(PARTICLE) if SEED in mesh.axis_names else NamedSharding(mesh, PartitionSpec(PARTICLE))
 
 
 def automatic(tree: PyTree) -> PyTree:
