@@ -27,7 +27,7 @@ from pwgf_jax.solve import checkpoint as checkpoints
 from pwgf_jax.solve.checkpoint import Checkpoint, CheckpointError
 from pwgf_jax.solve.record import Progress, Record, Solution
 from pwgf_jax.solve.sharding import Batching, batched
-from pwgf_jax.transforms.trigger import any_in_batch
+from pwgf_jax.transforms.branches import any_in_batch
 
 __all__ = ["run", "sweep"]
 
