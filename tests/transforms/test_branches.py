@@ -7,7 +7,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from pwgf_jax import Particles, flow
+from pwgf_jax import Particles, Status, certified_pwgf, flow, functionals, isotropic_pwgf, pwgf
 from pwgf_jax.flows import gradient
 from pwgf_jax.transforms import gradient_trigger, perturb_at_saddle
 from pwgf_jax.transforms.branches import where_it_fires
@@ -65,30 +65,34 @@ def assert_same(found, expected, atol):
         np.testing.assert_allclose(a, b, atol=atol, rtol=0)
 
 
-@patterns
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 64])
-def test_a_batch_is_the_loop(n, pattern, dtype, tolerance):
-    fires, branch = PATTERNS[pattern](n), member(dtype)
-    arguments = (fires, *members(n, dtype))
-    expected = jax.lax.map(lambda each: branch(*each), arguments)
-    assert_same(jax.jit(jax.vmap(branch))(*arguments), expected, tolerance(dtype))
-    before = numbers(arguments[-1])
-    for found, untouched in zip(numbers(expected), before, strict=True):
-        np.testing.assert_array_equal(found[~fires], untouched[~fires])
+def test_a_batch_is_the_loop(n, dtype, tolerance):
+    branch, arguments = member(dtype), members(n, dtype)
+    together = jax.jit(jax.vmap(branch))
+    alone = jax.jit(lambda *arguments: jax.lax.map(lambda each: branch(*each), arguments))
+    for pattern in PATTERNS.values():
+        fires = pattern(n)
+        expected = alone(fires, *arguments)
+        assert_same(together(fires, *arguments), expected, tolerance(dtype))
+        for found, untouched in zip(numbers(expected), numbers(arguments[-1]), strict=True):
+            np.testing.assert_array_equal(found[~fires], untouched[~fires])
 
 
-@patterns
-def test_a_batch_of_batches_is_the_loop(pattern, dtype, tolerance):
+def test_a_batch_of_batches_is_the_loop(dtype, tolerance):
     """Each of the arguments is of the inner batch, of the outer one, or of both."""
     branch, (keys, scales, states) = member(dtype), members(9, dtype)
-    fires = PATTERNS[pattern](9)
     both = (jnp.stack([states[0], states[0] + 1]), *states[1:])
     inner, outer = (0, 0, None, (0, 0, 0, 0, None)), (None, None, 0, (0, None, None, None, None))
-    found = jax.jit(jax.vmap(jax.vmap(branch, inner), outer))(fires, keys, scales[:2], both)
-    for j in range(2):
-        of_one = (both[0][j], *both[1:])
-        expected = jax.lax.map(lambda each, j=j: branch(each[0], each[1], scales[j], each[2]), (fires, keys, of_one))
-        assert_same(jax.tree.map(lambda leaf, j=j: leaf[j], found), expected, tolerance(dtype))
+    together = jax.jit(jax.vmap(jax.vmap(branch, inner), outer))
+    for pattern in PATTERNS.values():
+        fires = pattern(9)
+        found = together(fires, keys, scales[:2], both)
+        for j in range(2):
+            of_one = (both[0][j], *both[1:])
+            expected = jax.lax.map(
+                lambda each, j=j: branch(each[0], each[1], scales[j], each[2]), (fires, keys, of_one)
+            )
+            assert_same(jax.tree.map(lambda leaf, j=j: leaf[j], found), expected, tolerance(dtype))
 
 
 @pytest.mark.parametrize("check_vma", [False, True])
@@ -185,6 +189,43 @@ def test_seeds_of_an_optimizer_that_do_not_fire_draw_no_noise(firing):
     x, perturbed = step((jnp.arange(n) >= firing).astype(jnp.float32)[:, None])
     assert (int(np.sum(perturbed)), len(seen)) == (firing, paying(firing))
     np.testing.assert_allclose(x, 0.9, rtol=1e-6)
+
+
+# --- flows and optimizers ---------------------------------------------------------------------------------------------
+
+JUMPS = {"eps": 0.05, "eta_p": 0.1, "k_thres": 3, "f_thres": 0.0}
+METHODS = {
+    "pwgf": pwgf(0.1, **JUMPS),
+    "isotropic": isotropic_pwgf(0.1, **JUMPS),
+    "certified": certified_pwgf(0.1, delta=0.1, depth=4, **JUMPS),
+}
+
+
+def seed(key, fires, dtype, plain):
+    """A functional of the seed's own data, a plain closure or a pytree, and a start: a saddle if it fires."""
+    inputs, targets, start = jax.random.normal(key, (3, 4, 3), dtype)
+    F = functionals.matrix_factorization(inputs[:, :2], targets[:, :1])
+    return (lambda mu: F(mu)) if plain else F, Particles.uniform(jnp.where(fires, 0, 1 + jnp.abs(start)))
+
+
+@pytest.mark.parametrize("n", [9, pytest.param(64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("plain", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["closure", "pytree"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_of_seeds_at_once_is_the_step_of_each(name, plain, n, dtype, tolerance):
+    method = METHODS[name]
+
+    def step(key, fires):
+        F, mu = seed(key, fires, dtype, plain)
+        return method.step(key, F, method.init(key, F, mu))
+
+    together, alone = jax.jit(jax.vmap(step)), jax.jit(lambda *arguments: jax.lax.map(lambda a: step(*a), arguments))
+    keys = jax.random.split(KEY, n)
+    for pattern in PATTERNS.values():
+        fires = pattern(n)
+        found, expected = together(keys, fires), alone(keys, fires)
+        state, info = expected
+        np.testing.assert_array_equal(info.perturbed | (state.status == Status.certified), fires)
+        assert_same(found, expected, tolerance(dtype, 10))
 
 
 # --- where everybody looks --------------------------------------------------------------------------------------------
