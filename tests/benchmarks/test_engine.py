@@ -139,7 +139,7 @@ def test_seeds_that_jump(side_by_side, report):
     seeds, period = 64, 25
     thresholds: dict[str, Any] = {"eps": jnp.inf, "eta_p": 1e-3, "k_thres": period - 1, "f_thres": 0.0}
     keys = jax.random.split(jax.random.key(0), seeds)
-    last = -jax.random.randint(jax.random.key(1), seeds, 0, period, jnp.int32)
+    last = -jax.random.randint(jax.random.key(1), (seeds,), 0, period, jnp.int32)
     arms = {"wgf": wgf(1e-2), "pwgf": pwgf(1e-2, **thresholds), "isotropic": isotropic_pwgf(1e-2, **thresholds)}
 
     def trajectory(flow, key, last):

@@ -1,5 +1,7 @@
 """A branch under vmap: who does not fire pays nothing, and who fires finds what it would find alone."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,7 +102,7 @@ def test_a_scan_on_shards_is_the_loop(check_vma, dtype, tolerance):
     """What a sweep compiles: seeds with data of their own, vmapped over a scan, on the devices of a mesh."""
 
     def seed(key, fires):
-        data = jax.random.normal(key, 4, dtype)
+        data = jax.random.normal(key, (4,), dtype)
         step = lambda x, i: (where_it_fires(fires & (i % 2 == 0), lambda x: x / 2 + data, x), None)  # noqa: E731
         return jax.lax.scan(step, data, jnp.arange(5))[0]
 
@@ -183,8 +185,9 @@ def test_seeds_of_an_optimizer_that_do_not_fire_draw_no_noise(firing):
     @jax.jit
     @jax.vmap
     def step(x):
-        updates, state = optimizer.update(x, optimizer.init(x), x, value=f(x), grad=x, value_fn=f)
-        return optax.apply_updates(x, updates), state.perturbed
+        found: Any = optimizer.update(x, optimizer.init(x), x, value=f(x), grad=x, value_fn=f)
+        updates, state = found
+        return x + updates, state.perturbed
 
     x, perturbed = step((jnp.arange(n) >= firing).astype(jnp.float32)[:, None])
     assert (int(np.sum(perturbed)), len(seen)) == (firing, paying(firing))
