@@ -17,8 +17,9 @@ from pwgf_jax.calculus import Functional, value_and_wasserstein_gradient
 from pwgf_jax.flows.protocol import Evaluation, Flow, FlowState, Status, StepInfo
 from pwgf_jax.measures import Particles, norm, per_particle
 from pwgf_jax.perturbation import Noise
+from pwgf_jax.transforms.branches import where_it_fires
 from pwgf_jax.transforms.isometry import OfParticles
-from pwgf_jax.transforms.trigger import Trigger, any_in_batch, leap
+from pwgf_jax.transforms.trigger import Trigger, leap
 
 __all__ = [
     "Direction",
@@ -238,17 +239,18 @@ def _jump(
 ) -> tuple[FlowState, Array]:
     """Where the trigger fires: examine, perturb the measure and open a window. Returns who has jumped."""
 
-    def look(before: FlowState) -> tuple[FlowState, Array]:
+    def look(still: tuple[FlowState, Array]) -> tuple[FlowState, Array]:
+        before, _ = still
         made = leap(key, F, before.mu, trigger, perturbation, before.window, before.step)
-        jumps, certified = fires & made.jumps, jnp.asarray(Status.certified, jnp.int32)
-        before = before._replace(status=jnp.where(fires & made.certified, certified, before.status))
+        certified = jnp.asarray(Status.certified, jnp.int32)
+        before = before._replace(status=jnp.where(made.certified, certified, before.status))
         mu = before.mu.push_forward(made.displacement)
         window = trigger.jump(before.window, before.step, (before.mu, before.evaluation), made.held)
         evaluation = direction(jax.random.fold_in(key, 2), F, mu, before.step)
         after = before._replace(mu=mu, evaluation=evaluation, window=window)
-        return _choose(jumps, after, before), jumps
+        return _choose(made.jumps, after, before), made.jumps
 
-    return jax.lax.cond(any_in_batch(fires), look, lambda before: (before, jnp.zeros_like(fires)), state)
+    return where_it_fires(fires, look, (state, jnp.zeros_like(fires)))
 
 
 def _descend(

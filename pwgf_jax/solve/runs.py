@@ -38,7 +38,7 @@ from pwgf_jax.solve.sharding import (
     spread,
     within,
 )
-from pwgf_jax.transforms.trigger import any_in_batch
+from pwgf_jax.transforms.branches import any_in_batch
 
 __all__ = ["run", "sweep"]
 

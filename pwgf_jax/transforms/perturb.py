@@ -17,8 +17,9 @@ from pwgf_jax import arguments, trees
 from pwgf_jax.arguments import check_key
 from pwgf_jax.measures import Isometry
 from pwgf_jax.perturbation import Noise, ball_noise
+from pwgf_jax.transforms.branches import where_it_fires
 from pwgf_jax.transforms.isometry import chart
-from pwgf_jax.transforms.trigger import Leap, Trigger, Window, any_in_batch, gradient_trigger, leap
+from pwgf_jax.transforms.trigger import Leap, Trigger, Window, gradient_trigger, leap
 
 __all__ = ["PerturbState", "perturb_at_saddle", "pgd", "scale_by_measure"]
 
@@ -175,10 +176,9 @@ def perturb_at_saddle(
         def look(start: _Start) -> _Start:
             with jax.numpy_dtype_promotion("standard"):  # leaves may differ in dtype
                 made = leap(leap_key, at.of(value_fn), at.up(params), trigger, noise, window, state.count)
-            return _where(fires, start.moved(made, at, value_fn, params), start)
+            return start.moved(made, at, value_fn, params)
 
-        still = _Start.still(params, updates, value, grad, window.value)
-        start = jax.lax.cond(any_in_batch(fires), look, lambda start: start, still)
+        start = where_it_fires(fires, look, _Start.still(params, updates, value, grad, window.value))
         moved = jax.tree.map(jnp.add, params, start.shift)
         step, within = inner.update(
             start.updates, state.inner, moved, value=start.value, grad=start.grad, value_fn=value_fn, **extra_args

@@ -21,7 +21,6 @@ __all__ = [
     "Leap",
     "Trigger",
     "Window",
-    "any_in_batch",
     "certificate_trigger",
     "gradient_trigger",
     "leap",
@@ -190,27 +189,6 @@ def leap(
         missed = found.saddle & (jnp.abs(inner(point, drawn, escape)) < 0.1 * inner(point, escape, escape))
         escape = jax.tree.map(lambda xi, v: jnp.where(missed, xi + v.astype(xi.dtype), xi), drawn, escape)
     return Leap(escape, ~found.optimal, found.optimal, held)
-
-
-@jax.custom_batching.custom_vmap
-def any_in_batch(predicate: Array) -> Array:
-    """The predicate itself; under ``vmap``, whether it holds anywhere in the batch, unbatched.
-
-    A ``lax.cond`` on a batched predicate becomes a select that runs both branches for everybody; on this it stays
-    a branch, taken only when somebody needs it.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> jax.vmap(any_in_batch)(jnp.array([True, False])).tolist()
-        [True, True]
-    """
-    return predicate
-
-
-@any_in_batch.def_vmap
-def _(axis_size: int, in_batched: list[bool], predicate: Array) -> tuple[Array, bool]:
-    del axis_size, in_batched
-    return any_in_batch(jnp.any(predicate)), False
 
 
 def _wide(number: Any) -> Array:

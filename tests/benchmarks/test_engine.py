@@ -134,6 +134,33 @@ def test_untriggered_sweep(side_by_side, report):
         report(f"{name} without a trigger: {seconds[name] / seconds['wgf']:.2f} times the WGF sweep")
 
 
+def test_seeds_that_jump(side_by_side, report):
+    """64 seeds at once, each jumping every 25 steps and out of step with the others: somebody jumps in most steps."""
+    seeds, period = 64, 25
+    thresholds: dict[str, Any] = {"eps": jnp.inf, "eta_p": 1e-3, "k_thres": period - 1, "f_thres": 0.0}
+    keys = jax.random.split(jax.random.key(0), seeds)
+    last = -jax.random.randint(jax.random.key(1), (seeds,), 0, period, jnp.int32)
+    arms = {"wgf": wgf(1e-2), "pwgf": pwgf(1e-2, **thresholds), "isotropic": isotropic_pwgf(1e-2, **thresholds)}
+
+    def trajectory(flow, key, last):
+        F, mu = problem(key)
+        state = flow.init(key, F, mu)
+        if state.window is not None:
+            state = state._replace(window=state.window._replace(jumped_at=last))
+
+        def step(state, i):
+            state, info = flow.step(jax.random.fold_in(key, i), F, state)
+            return state, info.perturbed
+
+        return jax.lax.scan(step, state, jnp.arange(period))
+
+    runs = {name: partial(jax.jit(jax.vmap(partial(trajectory, flow))), keys, last) for name, flow in arms.items()}
+    seconds = side_by_side(runs, rounds=5)
+    for name in ("pwgf", "isotropic"):
+        busy = jnp.mean(jnp.any(runs[name]()[1], axis=0))
+        report(f"{name}, a jump in {100 * busy:.0f} % of the steps: {seconds[name] / seconds['wgf']:.2f} times WGF")
+
+
 def test_paper_sized_experiment(report):
     """Three arms x ten seeds x 5000 steps, compilation and host loop included."""
     keys = jax.random.split(jax.random.key(0), 10)

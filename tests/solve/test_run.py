@@ -200,25 +200,6 @@ def test_the_callers_arrays_survive(key):
     assert jax.random.key_data(keys).shape == (2, 2)
 
 
-def test_the_branch_of_a_batch_is_a_branch():
-    """Under vmap a jump is a cond that is taken for the batch, never a select that everybody pays for."""
-
-    def conditions(jaxpr, inside=0):
-        for equation in jaxpr.eqns:
-            if equation.primitive.name == "cond":
-                yield equation.invars[0].aval.shape
-            for parameter in equation.params.values():
-                for inner in parameter if isinstance(parameter, tuple | list) else [parameter]:
-                    if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                        yield from conditions(getattr(inner, "jaxpr", inner), inside + 1)
-
-    F, _ = problem(seeds(1)[0])
-    mus = jax.vmap(lambda key: problem(key)[1])(seeds(3))
-    states = jax.vmap(lambda mu, key: METHOD.init(key, F, mu))(mus, seeds(3))
-    traced = jax.make_jaxpr(jax.vmap(lambda state, key: METHOD.step(key, F, state)))(states, seeds(3))
-    assert list(conditions(traced.jaxpr)) == [()]  # one, on a predicate of no batch
-
-
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
