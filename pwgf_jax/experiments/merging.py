@@ -1,4 +1,9 @@
-"""The parts of a run put together: the folder that one run of all seeds makes."""
+"""The parts of a run put together: the folder that one run of all seeds makes.
+
+Bit for bit, where every part runs on a machine like the others: on CPU a seed is computed by itself, whoever is beside
+it. A seed that is alone on its device may differ by rounding, since XLA inlines a loop of one turn, and so may all of
+them on accelerators, which compute as many at once as there are.
+"""
 
 from __future__ import annotations
 
