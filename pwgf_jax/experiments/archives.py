@@ -18,10 +18,10 @@ __all__ = ["add"]
 _PIECE = 2**24  # bytes that are copied at once
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of a file, which may be damaged in more ways than NumPy and zipfile have errors for."""
+def read(path: Path, prefix: str = "") -> dict[str, np.ndarray]:
+    """The arrays of a file whose names begin so; it may be damaged in more ways than NumPy and zipfile can name."""
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
+        return {key: file[key] for key in file.files if key.startswith(prefix)}
 
 
 def write(path: Path, arrays: Mapping[str, Any]) -> None:

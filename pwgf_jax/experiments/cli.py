@@ -1,4 +1,4 @@
-"""The ``pwgf`` command: run, resume, plot, certify, survey, compare and list experiments."""
+"""The ``pwgf`` command: run, resume, merge, plot, certify, survey, compare and list experiments."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import TypeAlias, get_args
 import jax
 
 from pwgf_jax import __version__
-from pwgf_jax.experiments import listing
+from pwgf_jax.experiments import listing, merging
 from pwgf_jax.experiments import run as runs
 from pwgf_jax.experiments.config import Config, load, parse
 from pwgf_jax.experiments.folder import RunFolder, open_run
@@ -29,6 +29,7 @@ from pwgf_jax.experiments.messages import ConfigError, say, suggestion
 from pwgf_jax.experiments.outset import refuse_taken
 from pwgf_jax.experiments.report import certificates, figures, landscape, particles, tables
 from pwgf_jax.experiments.results import families
+from pwgf_jax.experiments.shares import share
 
 __all__ = ["main"]
 
@@ -130,6 +131,8 @@ def _add_runs(command: _Add) -> None:
     """The commands that run methods."""
     run = command("run", _run, "run the experiment of a TOML file into a new folder")
     _configured(run)
+    part = "only the i-th of n nearly equal parts of the seeds, i from 1: $SLURM_ARRAY_TASK_ID/8 in an array of ids 1-8"
+    run.add_argument("--part", metavar="I/N", help=f"{part}; `pwgf merge` puts them together")
     _watching(run)
 
     resume = command("resume", _resume, "go on with a run that was interrupted")
@@ -137,6 +140,10 @@ def _add_runs(command: _Add) -> None:
     resume.add_argument("--steps", type=int, help="make it longer: the steps that it has in all then")
     _watching(resume)
     _trust(resume)
+
+    merge = command("merge", _merge, "put the parts of a run together: the folder that one run of all seeds makes")
+    merge.add_argument("parts", type=Path, nargs="+", help="the folders that `pwgf run --part` made, all of them")
+    merge.add_argument("--out", type=Path, required=True, dest="folder", help="the folder to make")
 
     land = command(
         "landscape", _landscape, "find critical points from many starts, and say whether they are strict saddles"
@@ -230,14 +237,19 @@ def _run(options: argparse.Namespace, command: str) -> None:
     if own_steps and any(re.match(r"\s*steps\s*=", setting) for setting in options.settings):
         kept = ", ".join(f"{name} {steps}" for name, steps in own_steps.items())
         say(f"steps are those of arms that have none of their own; these keep theirs: {kept}.")
-    options.folder = options.folder or _new_folder(config)
+    part = None if options.part is None else share(options.part)
+    options.folder = options.folder or _new_folder(config, "" if part is None else f"-part-{part.index}-of-{part.of}")
     _keep_compiled(options)
     logger = LOGGERS.get(options.log)
-    _report(runs.run(config, options.folder, command=command, quiet=options.quiet, logger=logger))
+    _report(runs.run(config, options.folder, share=part, command=command, quiet=options.quiet, logger=logger))
 
 
-def _new_folder(config: Config) -> Path:
-    return Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _new_folder(config: Config, suffix: str = "") -> Path:
+    return Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}{suffix}"
+
+
+def _merge(options: argparse.Namespace, command: str) -> None:
+    _report(merging.merge(options.parts, options.folder, command))
 
 
 def _resume(options: argparse.Namespace, command: str) -> None:

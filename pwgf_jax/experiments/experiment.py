@@ -88,12 +88,13 @@ class _Made:
     landmarks: dict[str, float] = field(default_factory=dict)
 
 
-def build(config: Config, made: dict[str, Any] | None = None) -> Experiment:
+def build(config: Config, made: dict[str, Any] | None = None, seeds: range | None = None) -> Experiment:
     """Make what a config describes, and try it on one seed without running it.
 
     Args:
         config: the config.
         made: the problems of other configs, which is added to: those that have the same one share what is compiled.
+        seeds: which ones to run; all if None. Each is what it is among all of them.
 
     Returns:
         The experiment.
@@ -111,16 +112,16 @@ def build(config: Config, made: dict[str, Any] | None = None) -> Experiment:
         pwgf_jax.experiments.messages.ConfigError: config: problem.functional: ...no_such.py: there is no such file.
     """
     root = Place(config.file)
-    keys = _keys(config, root)
+    keys, first = _keys(config, range(config.seeds) if seeds is None else seeds, root)
     others = {} if made is None else made
     same = json.dumps(config.model_dump(exclude={"arms", "vary", "steps", "targets"}), sort_keys=True, default=str)
     if same not in others:
-        others[same] = (_objective if config.problem.is_objective else _measure)(config, keys, root / "problem")
+        others[same] = (_objective if config.problem.is_objective else _measure)(config, keys, first, root / "problem")
     of_problem: _Made = others[same]
     if not config.problem.is_objective:
         _check_neighbours(config)
         if config.snapshots:
-            _check_snapshots(config, jax.eval_shape(lambda key: of_problem.problem(key)[1].points, keys[0]))
+            _check_snapshots(config, keys.size, jax.eval_shape(lambda key: of_problem.problem(key)[1].points, keys[0]))
     flows: dict[str, Flow] = {}
     records: dict[str, Record] = {}
     for arm, call in config.arms.items():
@@ -139,7 +140,7 @@ def build(config: Config, made: dict[str, Any] | None = None) -> Experiment:
     return Experiment(of_problem.problem, flows, keys, records, of_problem.points, of_problem.target, facts)
 
 
-def _measure(config: Config, keys: Array, place: Place) -> _Made:
+def _measure(config: Config, keys: Array, first: Array, place: Place) -> _Made:
     """A functional of data, or of none, and particles."""
     spec, dtype = config.problem, jnp.dtype(config.dtype)
     source = None if spec.data is None else _source(spec.data, place / "data", keys[0], dtype)
@@ -150,7 +151,7 @@ def _measure(config: Config, keys: Array, place: Place) -> _Made:
     def problem(key: Array) -> tuple[Functional, Particles]:
         data_key, start_key = jax.random.split(key)
         if spec.same_data:
-            data_key, _ = jax.random.split(keys[0])
+            data_key, _ = jax.random.split(first)
         data = None
         if source is not None:
             with _blamed(place / "data"):
@@ -167,10 +168,10 @@ def _measure(config: Config, keys: Array, place: Place) -> _Made:
     drawn = (lambda key: source.draw(key, dtype).arguments) if source is not None else lambda key: ()
     with _blamed(place / "data"):
         data = jax.eval_shape(drawn, keys[0])
-        check_fits(config.seeds * size_of(data), f"the data of {config.seeds} seeds", "give fewer points, or seeds.")
+        check_fits(keys.size * size_of(data), f"the data of {keys.size} seeds", "give fewer points, or seeds.")
     with _blamed(place / "particles"):
         mu0 = jax.eval_shape(lambda key: problem(key)[1], keys[0])
-        check_fits(config.seeds * size_of(mu0), f"the particles of {config.seeds} seeds", "give fewer, or fewer seeds.")
+        check_fits(keys.size * size_of(mu0), f"the particles of {keys.size} seeds", "give fewer, or fewer seeds.")
     _check_value(spec, problem, keys[0], place / "functional")
     setting = None
     if spec.constants is not None:  # the particles as parameters
@@ -180,7 +181,8 @@ def _measure(config: Config, keys: Array, place: Place) -> _Made:
     stats = partial(beside_value, source is not None and source.held_out > 0, bool(config.snapshots), dense)
     if source is None:
         return _Made(problem, stats, setting)
-    target = jax.jit(drawn)(jax.random.split(keys[0])[0])[0] if len(data) == 1 else None
+    drawn_by = first if spec.same_data else keys[0]
+    target = jax.jit(drawn)(jax.random.split(drawn_by)[0])[0] if len(data) == 1 else None
     return _Made(problem, stats, setting, points=data[0].shape[0], target=target)
 
 
@@ -209,12 +211,12 @@ def _check_neighbours(config: Config) -> None:
             )
 
 
-def _objective(config: Config, keys: Array, place: Place) -> _Made:
+def _objective(config: Config, keys: Array, first: Array, place: Place) -> _Made:
     """A function of finitely many parameters: one particle, and optax methods beside the flows."""
     spec, dtype = config.problem, jnp.dtype(config.dtype)
     own = _own(spec, spec.options, 2, place / "options") if spec.is_own else None
     with (_all_blamed if own else _blamed)(place / "options"), np.errstate(all="ignore"):
-        key = jax.random.split(keys[0])[0]
+        key = jax.random.split(first)[0]
         made = own(key, dtype) if own else spec.entry.make(key, dtype, **spec.options.made())
     whole = made if isinstance(made, Objective) else Objective(made)
     if not isinstance(whole.problem, Problem):
@@ -278,13 +280,14 @@ def flow_of(call: Method) -> Flow:
     return method if size is None else minibatch(method, size)
 
 
-def _keys(config: Config, root: Place) -> Array:
-    """One key per seed, if all that is recorded of the seeds fits."""
+def _keys(config: Config, seeds: range, root: Place) -> tuple[Array, Array]:
+    """A key for each of some seeds, if all that is recorded of them fits; and that of the first seed of all."""
     records = max(config.steps_of(arm) for arm in config.arms) // config.record_every + 2
-    size = records * config.seeds * _RECORDED
+    size = records * len(seeds) * _RECORDED
     with _blamed(root / "record_every"):
-        check_fits(size, f"{records} records of {config.seeds} seeds", "give a larger one, or fewer steps or seeds.")
-    return jax.random.split(jax.random.key(config.seed), config.seeds)
+        check_fits(size, f"{records} records of {len(seeds)} seeds", "give a larger one, or fewer steps or seeds.")
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    return keys[seeds.start : seeds.stop], keys[0]
 
 
 def _try(flows: Mapping[str, Flow], problem: Callable[[Array], Any], keys: Array, place: Place) -> None:
@@ -301,16 +304,16 @@ def _try(flows: Mapping[str, Flow], problem: Callable[[Array], Any], keys: Array
             check_fits(keys.size * size, f"a step makes {array} for every seed ({keys.size}), which", cure)
 
 
-def _check_snapshots(config: Config, points: Any) -> None:
+def _check_snapshots(config: Config, seeds: int, points: Any) -> None:
     """Snapshots are of an array of particles, and all records of them have to be held at once."""
     place = Place(config.file)
     if not isinstance(points, jax.ShapeDtypeStruct) or points.ndim != 2:
         raise place.error("snapshots: these particles are networks or the like; leave it out, or use points (N, d).")
     records = max(config.steps_of(arm) for arm in config.arms) // config.record_every + 2
-    size = records * config.seeds * points.size * points.dtype.itemsize
+    size = records * seeds * points.size * points.dtype.itemsize
     if size > _LARGEST:
         raise place.error(
-            f"snapshots: {records} records of the particles of {config.seeds} seeds take {size / 1e6:.0f} MB, over "
+            f"snapshots: {records} records of the particles of {seeds} seeds take {size / 1e6:.0f} MB, over "
             f"{_LARGEST / 1e6:.0f} MB; raise record_every, or have fewer seeds."
         )
 

@@ -71,6 +71,13 @@ class RunFolder:
         return load(self.path / "config.toml")
 
     @property
+    def seeds(self) -> range:
+        """The seeds that it is about, as they are numbered in the whole run."""
+        info = self.info
+        first = info.get("first_seed", 0)
+        return range(first, first + info["seeds"])
+
+    @property
     def unfinished(self) -> list[str]:
         """The arms that are not complete."""
         return [name for name, arm in self.info["arms"].items() if not arm["finished"]]

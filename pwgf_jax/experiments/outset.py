@@ -14,17 +14,19 @@ import jax
 from pwgf_jax.experiments.config import Config, dump, fingerprint, unfold
 from pwgf_jax.experiments.folder import RunFolder
 from pwgf_jax.experiments.messages import ConfigError, literal
+from pwgf_jax.experiments.shares import Share
 
 __all__ = ["create"]
 
 
-def create(path: Path, config: Config, command: str) -> RunFolder:
+def create(path: Path, config: Config, command: str, share: Share | None = None) -> RunFolder:
     """Make the folder of a new run.
 
     Args:
         path: where; nothing else may be there.
         config: what will be run.
         command: as the user typed it.
+        share: which of the seeds; all if None.
 
     Returns:
         The folder, with run.json and config.toml in it.
@@ -46,6 +48,9 @@ def create(path: Path, config: Config, command: str) -> RunFolder:
         "targets": config.targets,
         "arms": _outset(config),
     }
+    if share is not None:
+        seeds = share.of_seeds(config.seeds)
+        info |= {"part": str(share), "seeds": len(seeds), "first_seed": seeds.start}
     refuse_taken(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -131,7 +131,11 @@ def dataset(arms: Mapping[str, Arm], about: Mapping[str, Any]) -> Any:
             [(arm.info.get("verdicts", []) + [""] * shape[1])[: shape[1]] for arm in arms.values()]
         )
     variables |= {name: (("arm", "seed"), values) for name, values in each.items()}
-    coordinates: dict[str, Any] = {"arm": list(arms), "seed": np.arange(shape[1]), "step": steps}
+    coordinates: dict[str, Any] = {
+        "arm": list(arms),
+        "seed": np.arange(shape[1]) + about.get("first_seed", 0),
+        "step": steps,
+    }
     varied = {name: arm.info.get("varied", {"arm": name, "value": np.nan}) for name, arm in arms.items()}
     if families(arms):
         values = [each["value"] for each in varied.values()]

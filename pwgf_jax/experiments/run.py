@@ -21,6 +21,7 @@ from pwgf_jax.experiments.loggers import Logger, logged
 from pwgf_jax.experiments.messages import ConfigError, say
 from pwgf_jax.experiments.outset import create, refuse_taken
 from pwgf_jax.experiments.progress import Bar
+from pwgf_jax.experiments.shares import Share
 from pwgf_jax.solve import Progress, sweep
 from pwgf_jax.solve import checkpoint as checkpoints
 from pwgf_jax.solve.checkpoint import CheckpointError
@@ -31,13 +32,20 @@ __all__ = ["experiments", "own_code", "resume", "run", "settings", "unchanged"]
 
 
 def run(
-    config: Config, path: Path, *, command: str = "", quiet: bool = True, logger: MakeLogger | None = None
+    config: Config,
+    path: Path,
+    *,
+    share: Share | None = None,
+    command: str = "",
+    quiet: bool = True,
+    logger: MakeLogger | None = None,
 ) -> RunFolder:
     """Run an experiment into a new folder.
 
     Args:
         config: the experiment.
         path: the folder to make.
+        share: which of the seeds to run; all if None. Each does what it does among all of them.
         command: what the user typed, for the record.
         quiet: whether to show no progress.
         logger: one of :data:`.LOGGERS`, or what makes a :class:`.Logger` of the folder and the config.
@@ -46,21 +54,23 @@ def run(
         The folder, with all arms finished.
 
     Raises:
-        ConfigError: if the experiment cannot be made or the folder is taken; nothing is written then.
+        ConfigError: if the experiment cannot be made, has fewer seeds than shares, or the folder is taken; nothing is
+            written then.
     """
     refuse_taken(path)
-    with settings(config):
-        parts = experiments(config)
-        folder = create(path, config, command)
+    seeds = range(config.seeds) if share is None else share.of_seeds(config.seeds)
+    with settings(config, len(seeds)):
+        parts = experiments(config, seeds)
+        folder = create(path, config, command, share)
         with folder.locked():
             _advance(folder, parts, _Watch(folder, config, quiet, logger))
     return folder
 
 
-def experiments(config: Config) -> list[tuple[Part, Experiment]]:
-    """What a config consists of, each part made and tried."""
+def experiments(config: Config, seeds: range | None = None) -> list[tuple[Part, Experiment]]:
+    """What a config consists of, each part made for some seeds, or all, and tried."""
     made: dict[str, Any] = {}
-    return [(part, build(part.config, made)) for part in unfold(config)]
+    return [(part, build(part.config, made, seeds)) for part in unfold(config)]
 
 
 def resume(
@@ -104,8 +114,8 @@ def resume(
         if steps is not None:
             config = _longer(folder, config, steps)
         if folder.unfinished:
-            with settings(config):
-                _advance(folder, experiments(config), _Watch(folder, config, quiet, logger))
+            with settings(config, len(folder.seeds)):
+                _advance(folder, experiments(config, folder.seeds), _Watch(folder, config, quiet, logger))
     return folder
 
 
@@ -168,17 +178,18 @@ def own_code(config: Config) -> list[str]:
 
 
 @contextmanager
-def settings(config: Config) -> Iterator[None]:
+def settings(config: Config, seeds: int | None = None) -> Iterator[None]:
     """The jax that a config asks for: its precision, and on CPU a device per core to spread seeds over.
 
     Args:
         config: of an experiment.
+        seeds: how many there are; as many as the config has if None.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not chosen:
         with suppress(RuntimeError):  # too late: a caller has used jax in this process before
-            jax.config.update("jax_num_cpu_devices", min(cores, config.seeds))
+            jax.config.update("jax_num_cpu_devices", min(cores, seeds or config.seeds))
     with jax.enable_x64(config.dtype == "float64"):
         yield
 

@@ -7,6 +7,7 @@ checkpoint before.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,10 @@ from jaxtyping import PyTree
 from pwgf_jax.solve.files import replacing
 from pwgf_jax.solve.stream import Stream
 
-__all__ = ["Checkpoint", "CheckpointError", "load", "move", "remove", "save", "stream"]
+__all__ = ["Checkpoint", "CheckpointError", "join", "load", "move", "remove", "save", "stream"]
+
+_BLOCK = 2**25  # bytes of records in one block
+_COUNTED = ("length", "checksum")  # what a state says of its records
 
 
 class CheckpointError(ValueError):
@@ -96,6 +100,43 @@ def remove(path: Path) -> None:
     stream(path).path.unlink(missing_ok=True)
 
 
+def join(paths: Sequence[Path], to: Path, records: Mapping[str, np.ndarray]) -> None:
+    """Put the checkpoints of sweeps over some seeds each together into that of the sweep over all of them.
+
+    Args:
+        paths: the checkpoints, at one step of sweeps that differ in their keys alone.
+        to: where it will be.
+        records: those of all seeds, arrays over seeds and time.
+
+    Raises:
+        CheckpointError: if one of them is none.
+        OSError: if it cannot be written.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     a, b, ab = (Path(folder) / f"{name}.npz" for name in ("a", "b", "ab"))
+        ...     for path, seed in ((a, 5), (b, 6)):
+        ...         records = stream(path).append({"value": np.zeros((1, 3))})
+        ...         save(path, Checkpoint(3, {"x": jnp.full((1, 4), seed)}, records), {"key": [seed]})
+        ...     join([a, b], ab, {"value": np.zeros((2, 3))})
+        ...     load(ab, {"x": jnp.zeros((2, 4), int)}, {"key": [5, 6]}).state["x"][:, 0].tolist()
+        [5, 6]
+    """
+    headers, states = zip(*map(_read, paths), strict=True)
+    leaves, header = [np.concatenate(each) for each in zip(*states, strict=True)], headers[0]
+    header["identity"]["key"] = [key for each in headers for key in each["identity"]["key"]]
+    header["seconds"] = sum(each["seconds"] for each in headers)
+    for i, (described, leaf) in enumerate(zip(header["state"], leaves, strict=True)):
+        name, _, shape = described.rpartition("[")
+        header["state"][i] = f"{name}{[len(leaf), *json.loads(f'[{shape}')[1:]]}"
+    joined, row = stream(to), sum(value[:, 0].nbytes for value in records.values())
+    block, count = max(1, _BLOCK // row), min(value.shape[1] for value in records.values())
+    for begin in range(0, count, block):
+        joined = joined.append({name: value[:, begin : begin + block] for name, value in records.items()})
+    _write(to, header | {"records": joined}, leaves)
+
+
 def _describe(state: PyTree) -> list[str]:
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return [f"{jax.tree_util.keystr(path)}:{leaf.dtype.name}{list(leaf.shape)}" for path, leaf in leaves]
@@ -139,13 +180,31 @@ def save(path: Path, at: Checkpoint, identity: dict[str, Any]) -> None:
         >>> found.step, found.state["x"].tolist(), found.records == records
         (3, [1.0, 1.0], True)
     """
-    header = {"step": at.step, "seconds": at.seconds, "jax": jax.__version__}
-    header["records"] = {"length": at.records.length, "checksum": at.records.checksum}
+    header = {"step": at.step, "seconds": at.seconds, "jax": jax.__version__, "records": at.records}
     header |= {"identity": identity, "state": _describe(at.state)}
-    arrays: dict[str, Any] = {f"state/{i}": _numbers(leaf) for i, leaf in enumerate(jax.tree.leaves(at.state))}
     path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, header, [_numbers(leaf) for leaf in jax.tree.leaves(at.state)])
+
+
+def _write(path: Path, header: dict[str, Any], leaves: Sequence[np.ndarray]) -> None:
+    records = {name: getattr(header["records"], name) for name in _COUNTED}
+    text, arrays = json.dumps(header | {"records": records}), {f"state/{i}": leaf for i, leaf in enumerate(leaves)}
     with replacing(path) as file:
-        np.savez(file, header=np.array(json.dumps(header)), **arrays)
+        np.savez(file, header=np.array(text), **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """What :func:`_write` wrote."""
+    try:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            header = json.loads(str(file["header"]))
+            if "records" not in header:
+                raise ValueError("of a version that kept the records in it")
+            header["records"] = stream(path)._replace(**{name: int(header["records"][name]) for name in _COUNTED})
+            header["identity"], header["step"] = dict(header["identity"]), int(header["step"])
+            return header, [file[f"state/{i}"] for i in range(len(header["state"]))]
+    except Exception as error:  # bytes can be wrong in more ways than NumPy, zipfile and json have errors for
+        raise CheckpointError(f"{path}: not a checkpoint ({error}); delete it to start afresh.") from error
 
 
 def load(path: Path, like: PyTree, identity: dict[str, Any]) -> Checkpoint:
@@ -168,17 +227,9 @@ def load(path: Path, like: PyTree, identity: dict[str, Any]) -> Checkpoint:
         ...
         pwgf_jax.solve.checkpoint.CheckpointError: pyproject.toml: not a checkpoint (...); delete it to start afresh.
     """
-    try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            step, saved, state, seconds = header["step"], dict(header["identity"]), header["state"], header["seconds"]
-            leaves = [file[f"state/{i}"] for i in range(len(state))]
-        if "records" not in header:
-            raise ValueError("of a version that kept the records in it")
-        records = Stream(stream(path).path, int(header["records"]["length"]), int(header["records"]["checksum"]))
-    except Exception as error:  # bytes can be wrong in more ways than NumPy, zipfile and json have errors for
-        raise CheckpointError(f"{path}: not a checkpoint ({error}); delete it to start afresh.") from error
-    if (version := header.get("jax", jax.__version__)) != jax.__version__:
+    header, leaves = _read(path)
+    saved, state, records = header["identity"], header["state"], header["records"]
+    if (version := header.get("jax")) != jax.__version__:
         raise CheckpointError(
             f"{path}: made with jax {version}, this is jax {jax.__version__}, which may step otherwise; "
             "go on with the same, or delete it to start afresh."
@@ -205,4 +256,6 @@ def load(path: Path, like: PyTree, identity: dict[str, Any]) -> Checkpoint:
         records.check()
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path}: its records are lost ({error}); delete it to start afresh.") from error
-    return Checkpoint(step, jax.tree.unflatten(jax.tree.structure(like), restored), records, seconds)
+    return Checkpoint(
+        header["step"], jax.tree.unflatten(jax.tree.structure(like), restored), records, header["seconds"]
+    )

@@ -178,8 +178,10 @@ def _identity(trajectory: _Trajectory, start: FlowState, row: Rows, record: Reco
         "every": record.every,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "key_impl": str(jax.random.key_impl(key)),
-        # To four digits: another start has another size, the same one on another machine has not.
-        "start": [f"{np.mean(np.abs(np.asarray(leaf))):.4g}" for leaf in jax.tree.leaves(start.mu.points)],
+        # To four digits: another start has another size, the same one on another machine has not. Of the first seed.
+        "start": [
+            f"{np.mean(np.abs(np.asarray(leaf)[(0,) * key.ndim])):.4g}" for leaf in jax.tree.leaves(start.mu.points)
+        ],
         "program": _fingerprint(trajectory.one_step()),
         "records": sorted(set(row) - {"perturbed"}),
     }

@@ -65,6 +65,7 @@ def test_a_long_run(seeds, steps, report, tmp_path):
         first, last = (1e3 * np.median(part) for part in (each["seconds"][:tenth], each["seconds"][-tenth:]))
         during, after = max(each["resident"][:-1]), each["resident"][-1]
         report(
-            f"{seeds} x {factor * steps} records, {each['records']:.0f} MB: {during:.0f} MB held on the way, {after:.0f} "
-            f"with the solution, NumPy's peak {each['traced']:.0f}; a write takes {first:.0f} ms, at the end {last:.0f}"
+            f"{seeds} x {factor * steps} records, {each['records']:.0f} MB: {during:.0f} MB held on the way, "
+            f"{after:.0f} with the solution, NumPy's peak {each['traced']:.0f}; a write takes {first:.0f} ms, "
+            f"at the end {last:.0f}"
         )

@@ -108,24 +108,24 @@ def certify_run(
     if arm is not None and arm not in arms:
         raise ConfigError(f'{folder.path}: it has no finished arm "{arm}"; {suggestion(arm, arms)}')
     certified = []
-    with settings(config):
-        for part, experiment in experiments(config):
+    with settings(config, len(folder.seeds)):
+        for part, experiment in experiments(config, folder.seeds):
             chosen = [label for label in part.config.arms if label in (arms if arm is None else [arm])]
             said = part.config.problem.constants
             known = {} if said is None else said.arguments
             negative = delta or known.get("delta")
             for label in chosen:
                 small = eps or known.get("eps") or _own_eps(part.config.arms[label], arms[label])
-                count = min(seeds or config.seeds, config.seeds)
-                certified += _certify_arm(label, experiment, final, small, negative, count)
+                chosen_seeds = folder.seeds[:seeds]
+                certified += _certify_arm(label, experiment, final, small, negative, chosen_seeds)
     return certified
 
 
 def _certify_arm(
-    arm: str, experiment: Experiment, final: Mapping[str, np.ndarray], eps: float, delta: float | None, seeds: int
+    arm: str, experiment: Experiment, final: Mapping[str, np.ndarray], eps: float, delta: float | None, seeds: range
 ) -> list[Certified]:
     certified = []
-    for seed in range(seeds):
+    for seed, number in enumerate(seeds):
         key = experiment.keys[seed]
         F, mu0 = experiment.problem(key)
         mu = _final_measure(final, arm, seed, mu0)
@@ -136,7 +136,7 @@ def _certify_arm(
         # Where the Hessian vanishes, or is not finite, any number does: the certificate says what is the case.
         negative = delta or (_NEGATIVE * scale if 0 < scale < math.inf else float(jnp.finfo(mu.weights.dtype).eps))
         found = certify(F, mu, eps, negative, stream, max_products=_PRODUCTS, max_depth=depth)
-        certified.append(Certified(arm, seed, float(final[f"{arm}/value"][seed]), found, F, mu, scale))
+        certified.append(Certified(arm, number, float(final[f"{arm}/value"][seed]), found, F, mu, scale))
     return certified
 
 

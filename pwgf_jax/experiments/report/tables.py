@@ -64,22 +64,24 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def summarise(folder: RunFolder) -> str:
     """The text of summary.md."""
     info, arms = folder.info, folder.arms()
+    part = f" (part {info['part']} of the run's)" if "part" in info else ""
     parts = [
         f"# {info['name']}",
-        f"{info['seeds']} seeds, {info['steps']} steps, {info['dtype']}, {info['devices']} × {info['device']} "
+        f"{info['seeds']} seeds{part}, {info['steps']} steps, {info['dtype']}, {info['devices']} × {info['device']} "
         f"({info['backend']}), jax {info['jax']}, pwgf_jax {info['pwgf_jax']}.",
         f"Problem: {info['problem']}." if "problem" in info else "",
     ]
     if arms:
         parts += [arranged(rows) for rows in (overview(arms), trajectory(arms), *_asked_for(folder, arms))]
         parts.append(_LEGEND)
-    parts += _notes(arms)
+    parts += _notes(arms, folder.seeds.start)
     meaning = {name: sentence for arm in arms.values() for name, sentence in arm.info["meaning"].items()}
     meaning |= {name: _FORMER for arm in arms.values() for name in arm.statuses if name not in Status.__members__}
     parts.append("\n".join(f"- `{name}`: {sentence}" for name, sentence in meaning.items()))
     if folder.unfinished:
         parts.append(f"Not finished: {', '.join(folder.unfinished)}. Go on with `pwgf resume {folder.path}`.")
-    parts.append(f"Made by `{info['command']}`; `pwgf run config.toml --out NEW` in this folder repeats it.")
+    again = f"pwgf run config.toml --part {info['part']}" if part else "pwgf run config.toml"
+    parts.append(f"Made by `{info['command']}`; `{again} --out NEW` in this folder repeats it.")
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -87,7 +89,7 @@ def spoken(folder: RunFolder) -> str:
     """What a terminal is told of a run: the tables that it has columns for, and who was left out of them."""
     arms = folder.arms()
     first = [arranged(overview(arms))] if len(arms) <= _WIDE else []
-    return "\n".join([*first, *map(arranged, _asked_for(folder, arms)), *_notes(arms)])
+    return "\n".join([*first, *map(arranged, _asked_for(folder, arms)), *_notes(arms, folder.seeds.start)])
 
 
 def comparison(runs: Mapping[Path, RunFolder], command: str) -> tuple[str, str]:
@@ -319,11 +321,11 @@ def extremes(arms: Mapping[str, Arm]) -> _Rows:
     return _rows(measured, {titles[name]: change(name) for name in present}, "start → end") if measured else []
 
 
-def _notes(arms: Mapping[str, Arm]) -> list[str]:
+def _notes(arms: Mapping[str, Arm], first: int = 0) -> list[str]:
     """What a reader of the tables has to know about seeds that were left out."""
     said = []
     for name, arm in arms.items():
-        if lost := np.flatnonzero(~arm.finite).tolist():
+        if lost := (first + np.flatnonzero(~arm.finite)).tolist():
             word, verb, are = ("seed", "turned", "is") if len(lost) == 1 else ("seeds", "turned", "are")
             which = ", ".join(map(str, lost))
             said.append(f"{name}: {word} {which} {verb} non-finite and {are} left out of medians and figures.")
