@@ -141,8 +141,7 @@ def test_value_and_gradient_pass_once_where_the_loss_is_a_sum(kind, sizes, passe
     def product(mu, v):
         return jax.jvp(lambda x: value_and_wasserstein_gradient(F, mu.moved_to(x))[1], (mu.points,), (v,))[1]
 
-    found = activations(product, mu, v)
-    assert found["tanh"] == passes * mu.size * sizes[1]
+    assert jax.jit(product).lower(mu, v).as_text().count("stablehlo.tanh") == passes
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
