@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import pytest
 
 X64 = os.environ.get("PWGF_TEST_X64", "1") != "0"
 
-if not os.environ.get("JAX_PLATFORMS"):
+if not os.environ.get("JAX_PLATFORMS") and "accelerator" not in sys.argv:  # pytest -m accelerator takes what is there
     os.environ["JAX_PLATFORMS"] = "cpu"  # for the processes that tests start
     jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_enable_x64", X64)
