@@ -157,7 +157,8 @@ def test_large_sums_are_not_stored(kind, sizes):
             mu = Particles.uniform(x)
             return function(NETWORKS[kind](z, y), mu, v)
 
-        return jax.jit(call).lower(z, y, x, x).compile().memory_analysis().temp_size_in_bytes
+        compiled: Any = jax.jit(call).lower(z, y, x, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
 
     def products(F, mu, v):
         H = wasserstein_hessian(F, mu, "full")

@@ -293,11 +293,11 @@ def run(
     """
     check_key(key, "run")
     _check_flow("run", flow)
-    F, mu0, key = automatic((F, mu0, key))
     if not callable(F):
         raise TypeError(f"run: F is a {type(F).__name__}; give a function of Particles, as in run(flow, F, mu0, ...).")
     if key.ndim:
         raise ValueError(f"run: key has shape {key.shape}; give one key, or use sweep for one run per key.")
+    F, mu0, key = automatic(F), automatic(mu0), automatic(key)
     _check(steps, mu0)
     weights = np.asarray(mu0.weights)
     if np.any(weights < 0) or abs(weights.sum() - 1) > 1e-4:

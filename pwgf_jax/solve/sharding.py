@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +135,7 @@ def divisible(mu: Particles, parts: int) -> Particles:
     return Particles(points, jnp.pad(mu.weights, (0, missing)))
 
 
+Tree = TypeVar("Tree")
 Rows: TypeAlias = NamedSharding | PartitionSpec | None
 
 
@@ -190,7 +191,7 @@ def within(mesh: Mesh | None) -> Rows:
     return PartitionSpec(PARTICLE) if SEED in mesh.axis_names else NamedSharding(mesh, PartitionSpec(PARTICLE))
 
 
-def automatic(tree: PyTree) -> PyTree:
+def automatic(tree: Tree) -> Tree:
     """Arrays on a mesh with explicit axes, as arrays on the same mesh with automatic ones; all else as it is.
 
     A functional is written for one device: it does not say how each of its results is spread, which explicit axes ask.
@@ -208,7 +209,7 @@ def automatic(tree: PyTree) -> PyTree:
         sharding = getattr(leaf, "sharding", None)
         if not isinstance(sharding, NamedSharding) or AxisType.Explicit not in sharding.mesh.axis_types:
             return leaf
-        mesh = sharding.mesh
+        mesh: Any = sharding.mesh
         return jax.device_put(leaf, NamedSharding(Mesh(mesh.devices, mesh.axis_names), sharding.spec))
 
     return jax.tree.map(placed, tree)

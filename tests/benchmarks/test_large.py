@@ -69,7 +69,8 @@ def test_network(side_by_side, report, kind, particles, data):
     report(f"{where}: full product {seconds['full'] / seconds['step']:.2f} steps")
     report(f"{where}: full product in a loop {seconds['in a loop'] / PRODUCTS / seconds['step']:.2f} steps")
     for name, program in programs.items():
-        report(f"{where}: {name} sets aside {program.memory_analysis().temp_size_in_bytes / 1e6:.0f} MB")
+        memory: Any = program.memory_analysis()
+        report(f"{where}: {name} sets aside {memory.temp_size_in_bytes / 1e6:.0f} MB")
 
 
 @pytest.mark.parametrize("d", [2, 50])

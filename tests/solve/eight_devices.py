@@ -72,11 +72,11 @@ def derivatives(F: Any, mu: Particles, v: Any) -> dict[str, Any]:
     return found | {part: wasserstein_hessian(F, mu, part)(v) for part in ("integral", "local", "full")}
 
 
-def equal(found: Any, expected: Any, **tolerances: float) -> None:
+def equal(found: Any, expected: Any, rtol: float = 1e-9, atol: float = 1e-11) -> None:
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
         if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             where = jax.tree_util.keystr(path)
-            np.testing.assert_allclose(a, b, **{"rtol": 1e-9, "atol": 1e-11} | tolerances, err_msg=where)
+            np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=where)
 
 
 def spread_leaves(tree: Any, size: int) -> list[str]:
@@ -151,7 +151,7 @@ def compiled_steps(name: str, F: Any, mu: Particles) -> tuple[Any, str]:
     rows = row_sharding(mu)
     state = jax.jit(lambda mu, key: spread(_start(flow, F, mu, key), mu.size, rows))(mu, key)
     steps = jax.jit(lambda key, state: _advance(flow, record, 1, 3, F, key, state)[0]).lower(key, state).compile()
-    return steps(key, state), steps.as_text()
+    return steps(key, state), str(steps.as_text())
 
 
 def crossing(program: str) -> list[tuple[str, int]]:
@@ -197,10 +197,11 @@ def test_sums_over_pairs_share_the_pairs(kind):
     points = jax.random.normal(jax.random.key(0), (size, DIMENSION), jnp.float64)
     mu = Particles.uniform(points)
     step = jax.jit(lambda mu: value_and_wasserstein_gradient(F, mu))
-    one, many = (step.lower(each).compile() for each in (mu, shard_particles(mu)))
-    flops = [each.cost_analysis()["flops"] for each in (one, many)]
+    programs: list[Any] = [step.lower(each).compile() for each in (mu, shard_particles(mu))]
+    one, many = programs
+    flops = [each.cost_analysis()["flops"] for each in programs]
     assert flops[1] < 0.2 * flops[0]
-    program = many.as_text()
+    program = str(many.as_text())
     loops = set(re.findall(r"body=(%[\w.-]+)", program))
     bodies = [program.split(f"\n{loop} (")[1].split("\n}")[0] for loop in loops]
     assert bodies
