@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TypeAlias, get_args
 
 import jax
@@ -111,11 +112,18 @@ def _interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if jax.distributed.is_initialized():  # the others stop too, all at the same step, as after a SIGTERM to one
+        signal.raise_signal(signal.SIGTERM)
+    else:
+        signal.default_int_handler(number, frame)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 from contextlib import suppress
 
 import jax
@@ -29,7 +28,7 @@ def ask(parser: argparse.ArgumentParser) -> None:
 
 
 def connect(options: argparse.Namespace, seeds: int) -> None:
-    """Wait for the other processes, if there are any; from here on a SIGTERM to one stops all, and so does a SIGINT.
+    """Wait for the other processes, if there are any; from here on a SIGTERM to one stops all.
 
     Args:
         options: what :func:`ask` asks for.
@@ -45,9 +44,7 @@ def connect(options: argparse.Namespace, seeds: int) -> None:
     if missing and not options.distributed:
         raise ConfigError(f"{', '.join(missing)}: not given; {', '.join(given)} go together: give all three.")
     if options.distributed and len(missing) < len(given):
-        raise ConfigError(
-            f"--distributed: the cluster says the rest; leave {', '.join(given)} out."
-        )
+        raise ConfigError(f"--distributed: the cluster says the rest; leave {', '.join(given)} out.")
     if not options.distributed:
         if not re.fullmatch(r".+:\d{1,5}", options.coordinator):
             raise ConfigError(f"--coordinator: given {show(options.coordinator)}; give HOST:PORT of the first process.")
@@ -62,9 +59,10 @@ def connect(options: argparse.Namespace, seeds: int) -> None:
             shutdown_timeout_seconds=_TOGETHER,
         )
     except (ValueError, RuntimeError) as error:
-        where = "--distributed" if options.distributed else f"--coordinator {options.coordinator}"
-        raise ConfigError(f"{where}: the processes cannot be joined ({said(error)}).") from error
-    signal.signal(signal.SIGINT, lambda *_: signal.raise_signal(signal.SIGTERM))
+        if options.distributed:
+            cure = "start this by srun, mpirun or on a TPU pod, or give --coordinator, --processes and --process-id."
+            raise ConfigError(f"--distributed: jax finds no cluster here ({said(error)}); {cure}") from error
+        raise ConfigError(f"--coordinator {options.coordinator}: no process answers there ({said(error)}).") from error
     known = (os.environ.get(name) for name in _STARTED)
     cpu_devices(-(-seeds // (options.processes or int(next(filter(None, known), 1)))))
 

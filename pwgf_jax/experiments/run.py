@@ -129,7 +129,13 @@ def resume(
 def _locked(folder: RunFolder) -> Iterator[None]:
     with ExitStack() as held:
         first(lambda: held.enter_context(folder.locked()))
+        alike(partial(_check_shared, folder))
         yield
+
+
+def _check_shared(folder: RunFolder) -> None:
+    if not (folder.path / "run.json").is_file():
+        raise ConfigError(f"{folder.path}: process {number()} does not see it; give one on a disk that all share.")
 
 
 def _mend(folder: RunFolder, config: Config) -> None:

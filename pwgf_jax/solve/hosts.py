@@ -106,7 +106,7 @@ def stopping() -> bool:
         >>> stopping()
         False
     """
-    if not jax.distributed.is_initialized() or not jax.config.jax_enable_preemption_service:
+    if not jax.distributed.is_initialized() or not jax.config.jax_enable_preemption_service:  # pyright: ignore[reportAttributeAccessIssue]
         return False
     from jax.experimental import multihost_utils
 

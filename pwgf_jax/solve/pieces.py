@@ -16,7 +16,7 @@ import numpy as np
 from pwgf_jax.solve.files import replacing
 from pwgf_jax.solve.hosts import number
 
-__all__ = ["pieces", "read", "write"]
+__all__ = ["piece", "pieces", "read", "write"]
 
 
 def pieces(path: Path) -> list[Path]:
@@ -34,7 +34,17 @@ def pieces(path: Path) -> list[Path]:
 
 
 def piece(path: Path, step: int, process: int) -> Path:
-    """What a process has written at a step."""
+    """What a process writes at a step.
+
+    Args:
+        path: the checkpoint.
+        step: of the run.
+        process: its number.
+
+    Example:
+        >>> piece(Path("a.npz"), 40, 1).name
+        'a.npz.40.1'
+    """
     return path.with_name(f"{path.name}.{step}.{process}")
 
 

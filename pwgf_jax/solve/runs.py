@@ -159,7 +159,7 @@ def _drive(
             stream, rows, held = first(partial(stream.append, _joined(rows, axis))), [], 0
             if useful:
                 checkpoints.save(path, Checkpoint(done, state, stream, seconds), identity)
-                saved, saved_at = done, now
+                saved, saved_at = done, first(time.monotonic)
         if progress is not None:
             evaluation = state.evaluation
             seen = fetched((evaluation.value, evaluation.gradient_norm, state.status, state.step))
@@ -174,8 +174,12 @@ def _drive(
     records = {"step": np.broadcast_to(at, (*batch, at.size)), **recorded}
     spent = jnp.asarray(Status.budget_spent, jnp.int32)
     status = jnp.where(state.status == Status.running, spent, state.status)
-    ends = (state.evaluation.value, status, state.step)
-    return Solution(state.mu, *(fetched(ends) if several() else ends), records)
+    solution = Solution(state.mu, state.evaluation.value, status, state.step, records)
+    if not several():
+        return solution
+    return solution._replace(
+        value=fetched(solution.value), status=fetched(solution.status), steps=fetched(solution.steps)
+    )
 
 
 def _identity(trajectory: _Trajectory, start: FlowState, row: Rows, record: Record, key: Array) -> dict[str, Any]:
@@ -186,7 +190,8 @@ def _identity(trajectory: _Trajectory, start: FlowState, row: Rows, record: Reco
         "key_impl": str(jax.random.key_impl(key)),
         # To four digits: another start has another size, the same one on another machine has not. Of the first seed.
         "start": [
-            f"{np.mean(np.abs(fetched(leaf)[(0,) * key.ndim])):.4g}" for leaf in jax.tree.leaves(start.mu.points)
+            f"{np.mean(np.abs(fetched(leaf[0] if key.ndim else leaf))):.4g}"
+            for leaf in jax.tree.leaves(start.mu.points)
         ],
         "program": _fingerprint(trajectory.one_step()),
         "records": sorted(set(row) - {"perturbed"}),
@@ -266,6 +271,10 @@ def run(
 ) -> Solution:
     r"""Run a flow from one measure: one jitted ``lax.scan``, in chunks if somebody watches.
 
+    Where jax knows of several processes, each of them makes the same call. Of a measure that is spread over their
+    devices (:func:`pwgf_jax.solve.shard_particles`) each computes its share; the records are on all of them. After a
+    SIGTERM to one all stop: saved, if there is a checkpoint, and with KeyboardInterrupt.
+
     Args:
         flow: the method.
         F: the functional; arrays of a registered pytree are traced, a plain function is compiled in.
@@ -279,6 +288,7 @@ def run(
         checkpoint: file to go on from if it exists, and to save to: after chunks, when a twentieth of the steps or five
             minutes have passed since the last time, and at the end. The records go to a file beside it, NAME.records,
             and are held no longer than that; of the solution, those of more than 256 MB are mapped from the disk.
+            Several processes write their own pieces of it, on a disk that they share; any number can go on from it.
         check: whether a functional that is new here is tried first, see :func:`pwgf_jax.contract.check_functional`.
 
     Returns:
@@ -379,7 +389,8 @@ def sweep(
     r"""Run a flow once per key: ``F, mu0 = problem(key)`` and then ``run(flow, F, mu0, key, steps)``, for all keys.
 
     Equal to the loop of single runs up to rounding, however it is batched. A seed that stops or turns non-finite
-    freezes while the others go on; the sweep ends when all have.
+    freezes while the others go on; the sweep ends when all have. Several processes each make the same call, see
+    :func:`run`: seeds are spread over the devices of all of them.
 
     Args:
         flow: the method.

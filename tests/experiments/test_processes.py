@@ -68,7 +68,7 @@ def test_two_processes_run_to_the_end_and_refuse_what_is_taken(tiny, tmp_path):
         (["--distributed", "--processes", "2"], "leave --coordinator, --processes, --process-id out"),
         (["--coordinator", "here", "--processes", "2", "--process-id", "0"], 'given "here"'),
         (["--coordinator", "here:1", "--processes", "2", "--process-id", "2"], "given 2 of 2"),
-        (["--distributed"], "--distributed: the processes cannot be joined"),
+        (["--distributed"], "--distributed: jax finds no cluster here"),
     ],
 )
 def test_what_is_no_group_of_processes_is_refused(tiny, tmp_path, given, message, capsys):
