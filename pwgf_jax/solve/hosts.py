@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 __all__ = ["alike", "fetched", "first", "number", "several", "stopping"]
@@ -59,8 +60,6 @@ def fetched(tree: PyTree) -> PyTree:
     def numbers(leaf: Any) -> np.ndarray:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
             return np.asarray(leaf)
-        from jax.experimental import multihost_utils
-
         return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
 
     return jax.tree.map(numbers, tree)
@@ -108,8 +107,6 @@ def stopping() -> bool:
     """
     if not jax.distributed.is_initialized() or not jax.config.jax_enable_preemption_service:  # pyright: ignore[reportAttributeAccessIssue]
         return False
-    from jax.experimental import multihost_utils
-
     return multihost_utils.reached_preemption_sync_point(next(_SYNC_POINTS))
 
 
@@ -131,12 +128,9 @@ def _result(outcome: bytes) -> Any:
 
 
 def _told(said: bytes) -> list[bytes]:
-    """What every process says; all of it is sent as bytes, which no precision of jax changes."""
-    from jax.experimental import multihost_utils
-
-    sizes = multihost_utils.process_allgather(np.frombuffer(np.int64(len(said)).tobytes(), np.uint8))
-    sizes = [int(np.frombuffer(np.ascontiguousarray(size).tobytes(), np.int64)[0]) for size in sizes]
-    room = np.zeros(1 << max(sizes).bit_length(), np.uint8)  # few sizes, few compilations
+    """What every process says; sent as bytes, which no precision of jax changes."""
+    sizes = multihost_utils.process_allgather(np.int32(len(said)))
+    room = np.zeros(1 << int(max(sizes)).bit_length(), np.uint8)  # few sizes, few compilations
     room[: len(said)] = np.frombuffer(said, np.uint8)
     everything = multihost_utils.process_allgather(room)
     return [each[:size].tobytes() for each, size in zip(everything, sizes, strict=True)]

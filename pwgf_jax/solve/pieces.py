@@ -60,7 +60,7 @@ def write(path: Path, step: int, leaves: Sequence[Any]) -> None:
         OSError: if it cannot be written.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, jax
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "a.npz"
         ...     write(path, 40, [jax.numpy.arange(3)])

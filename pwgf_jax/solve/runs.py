@@ -184,15 +184,13 @@ def _drive(
 
 def _identity(trajectory: _Trajectory, start: FlowState, row: Rows, record: Record, key: Array) -> dict[str, Any]:
     """What a run must share with a checkpoint to go on from it."""
+    points = [leaf[0] if key.ndim else leaf for leaf in jax.tree.leaves(start.mu.points)]
     return {
         "every": record.every,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "key_impl": str(jax.random.key_impl(key)),
         # To four digits: another start has another size, the same one on another machine has not. Of the first seed.
-        "start": [
-            f"{np.mean(np.abs(fetched(leaf[0] if key.ndim else leaf))):.4g}"
-            for leaf in jax.tree.leaves(start.mu.points)
-        ],
+        "start": [f"{np.mean(np.abs(fetched(leaf))):.4g}" for leaf in points],
         "program": _fingerprint(trajectory.one_step()),
         "records": sorted(set(row) - {"perturbed"}),
     }
