@@ -161,7 +161,6 @@ if __name__ == "__main__":
     import tests.conftest  # the strict jax of the tests, which traces other programs  # noqa: F401
 
     place = Path(sys.argv[3])
-
     for law in LAWS:
         print(law.__name__, flush=True)
         law(place)
