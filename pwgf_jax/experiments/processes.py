@@ -62,10 +62,8 @@ def connect(options: argparse.Namespace, seeds: int) -> None:
         if options.distributed:
             cure = "start this by srun, mpirun or on a TPU pod, or give --coordinator, --processes and --process-id."
             raise ConfigError(f"--distributed: jax finds no cluster here ({said(error)}); {cure}") from error
-        where = f"--coordinator {options.coordinator}"
-        raise ConfigError(
-            f"{where}: it cannot be used ({said(error)}); give a free port of the first process."
-        ) from error
+        cure = "give HOST:PORT with a free port of the first process."
+        raise ConfigError(f"--coordinator: {options.coordinator} cannot be used ({said(error)}); {cure}") from error
     known = (os.environ.get(name) for name in _STARTED)
     cpu_devices(-(-seeds // (options.processes or int(next(filter(None, known), 1)))))
 
