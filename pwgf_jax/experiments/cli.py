@@ -12,15 +12,18 @@ import sys
 import threading
 import time
 import tomllib
+import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import TypeAlias, get_args
 
 import jax
 
 from pwgf_jax import __version__
-from pwgf_jax.experiments import listing, merging
+from pwgf_jax.experiments import listing, merging, processes
 from pwgf_jax.experiments import run as runs
 from pwgf_jax.experiments.config import Config, load, parse
 from pwgf_jax.experiments.folder import RunFolder, open_run
@@ -30,10 +33,11 @@ from pwgf_jax.experiments.outset import refuse_taken
 from pwgf_jax.experiments.report import certificates, figures, landscape, particles, tables
 from pwgf_jax.experiments.results import families
 from pwgf_jax.experiments.shares import share
+from pwgf_jax.solve.hosts import first, number, several
 
 __all__ = ["main"]
 
-BAD_INPUT, INTERRUPTED, NOBODY_READS = 2, 130, 141
+FAILED, BAD_INPUT, INTERRUPTED, NOBODY_READS = 1, 2, 130, 141
 _COMPARISON = ("summary.md", "figure.png", "figure.pdf")
 
 
@@ -71,10 +75,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"{where}{error.strerror or error}{_how_to_go_on(options)}")
         return BAD_INPUT
     except KeyboardInterrupt:
-        print(file=sys.stderr)
-        say(f"interrupted{_how_to_go_on(options)}")
+        if number() == 0:
+            print(file=sys.stderr)
+            say(f"interrupted{_how_to_go_on(options)}")
         return INTERRUPTED
+    except Exception:
+        if not several():
+            raise
+        _leave(options)
     return 0
+
+
+def _leave(options: argparse.Namespace) -> None:
+    """An error of this process among several: it ends at once, without waiting for the others, which then end too."""
+    traceback.print_exc()
+    say(f"this process, or another that it waits for, has failed{_how_to_go_on(options)}")
+    sys.stderr.flush()
+    os._exit(FAILED)
 
 
 def _how_to_go_on(options: argparse.Namespace) -> str:
@@ -95,11 +112,18 @@ def _interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if jax.distributed.is_initialized():  # the others stop too, all at the same step, as after a SIGTERM to one
+        signal.raise_signal(signal.SIGTERM)
+    else:
+        signal.default_int_handler(number, frame)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -189,6 +213,7 @@ def _watching(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
     parser.add_argument("--log", choices=LOGGERS, help="tell this of the run's progress too")
     parser.add_argument("--no-cache", action="store_true", help="keep no compiled programs for the next run")
+    processes.ask(parser)
 
 
 def _trust(parser: argparse.ArgumentParser) -> None:
@@ -233,15 +258,19 @@ def _keep_compiled(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace, command: str) -> None:
     config = load(_config(options.config), options.settings)
+    part = None if options.part is None else share(options.part)
+    processes.connect(options, config.seeds if part is None else len(part.of_seeds(config.seeds)))
     own_steps = {name: arm.steps for name, arm in config.arms.items() if arm.steps}
     if own_steps and any(re.match(r"\s*steps\s*=", setting) for setting in options.settings):
         kept = ", ".join(f"{name} {steps}" for name, steps in own_steps.items())
-        say(f"steps are those of arms that have none of their own; these keep theirs: {kept}.")
-    part = None if options.part is None else share(options.part)
-    options.folder = options.folder or _new_folder(config, "" if part is None else f"-part-{part.index}-of-{part.of}")
+        own = f"steps are those of arms that have none of their own; these keep theirs: {kept}."
+        first(partial(say, own))
+    suffix = "" if part is None else f"-part-{part.index}-of-{part.of}"
+    options.folder = options.folder or first(partial(_new_folder, config, suffix))
     _keep_compiled(options)
     logger = LOGGERS.get(options.log)
-    _report(runs.run(config, options.folder, share=part, command=command, quiet=options.quiet, logger=logger))
+    folder = runs.run(config, options.folder, share=part, command=command, quiet=options.quiet, logger=logger)
+    first(partial(_report, folder))
 
 
 def _new_folder(config: Config, suffix: str = "") -> Path:
@@ -254,9 +283,14 @@ def _merge(options: argparse.Namespace, command: str) -> None:
 
 def _resume(options: argparse.Namespace, command: str) -> None:
     del command
+    seeds = 1
+    with suppress(OSError, ValueError, KeyError, TypeError):  # of what is no run, the first process will say so
+        seeds = int(RunFolder(options.folder).info["seeds"])
+    processes.connect(options, seeds)
     _keep_compiled(options)
-    trust, logger = _trusted(options), LOGGERS.get(options.log)
-    _report(runs.resume(options.folder, steps=options.steps, quiet=options.quiet, trust=trust, logger=logger))
+    trust, logger = first(partial(_trusted, options)), LOGGERS.get(options.log)
+    folder = runs.resume(options.folder, steps=options.steps, quiet=options.quiet, trust=trust, logger=logger)
+    first(partial(_report, folder))
 
 
 def _plot(options: argparse.Namespace, command: str) -> None:

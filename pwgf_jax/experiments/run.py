@@ -1,11 +1,14 @@
-"""Running an experiment: arm after arm, each a sweep over the seeds, into a run folder."""
+"""Running an experiment: arm after arm, each a sweep over the seeds, into a run folder.
+
+In several processes all of them make these calls, with the same arguments: the first writes, and the others learn of it
+what it found there.
+"""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,11 +23,13 @@ from pwgf_jax.experiments.folder import RunFolder, open_run
 from pwgf_jax.experiments.loggers import Logger, logged
 from pwgf_jax.experiments.messages import ConfigError, say
 from pwgf_jax.experiments.outset import create, refuse_taken
+from pwgf_jax.experiments.processes import cpu_devices
 from pwgf_jax.experiments.progress import Bar
 from pwgf_jax.experiments.shares import Share
-from pwgf_jax.solve import Progress, sweep
+from pwgf_jax.solve import Progress, Solution, sweep
 from pwgf_jax.solve import checkpoint as checkpoints
 from pwgf_jax.solve.checkpoint import CheckpointError
+from pwgf_jax.solve.hosts import alike, fetched, first, number, several
 
 MakeLogger: TypeAlias = Callable[[Path, Mapping[str, Any]], Logger]
 
@@ -57,12 +62,12 @@ def run(
         ConfigError: if the experiment cannot be made, has fewer seeds than shares, or the folder is taken; nothing is
             written then.
     """
-    refuse_taken(path)
+    first(partial(refuse_taken, path))
     seeds = range(config.seeds) if share is None else share.of_seeds(config.seeds)
     with settings(config, len(seeds)):
-        parts = experiments(config, seeds)
-        folder = create(path, config, command, share)
-        with folder.locked():
+        parts = alike(partial(experiments, config, seeds))
+        folder = first(partial(create, path, config, command, share))
+        with _locked(folder):
             _advance(folder, parts, _Watch(folder, config, quiet, logger))
     return folder
 
@@ -106,33 +111,57 @@ def resume(
         ...
         pwgf_jax.experiments.messages.ConfigError: no/such: no run is in it (no run.json); make one with `pwgf run`.
     """
-    folder = open_run(path)
-    with folder.locked():
-        config = unchanged(folder, trust=trust)
-        for sentence in folder.mend(config):
-            say(sentence)
+    folder = first(partial(open_run, path))
+    with _locked(folder):
+        config = alike(partial(unchanged, folder, trust=trust))
+        first(partial(_mend, folder, config))
         if steps is not None:
             config = _longer(folder, config, steps)
-        if folder.unfinished:
-            with settings(config, len(folder.seeds)):
-                _advance(folder, experiments(config, folder.seeds), _Watch(folder, config, quiet, logger))
+        unfinished, seeds = first(lambda: (folder.unfinished, folder.seeds))
+        if unfinished:
+            with settings(config, len(seeds)):
+                parts = alike(partial(experiments, config, seeds))
+                _advance(folder, parts, _Watch(folder, config, quiet, logger))
     return folder
+
+
+@contextmanager
+def _locked(folder: RunFolder) -> Iterator[None]:
+    with ExitStack() as held:
+        first(lambda: held.enter_context(folder.locked()))
+        alike(partial(_check_shared, folder))
+        yield
+
+
+def _check_shared(folder: RunFolder) -> None:
+    if not (folder.path / "run.json").is_file():
+        raise ConfigError(f"{folder.path}: process {number()} does not see it; give one on a disk that all share.")
+
+
+def _mend(folder: RunFolder, config: Config) -> None:
+    for sentence in folder.mend(config):
+        say(sentence)
 
 
 def _longer(folder: RunFolder, config: Config, steps: int) -> Config:
     """The same run with more steps; its arms are not finished any more."""
     if steps < config.steps:
         raise ConfigError(f"--steps: given {steps}; the run has {config.steps} already, give more.")
-    longer, info = config.changed({("steps",): steps}), folder.info
+    longer = config.changed({("steps",): steps})
+    first(partial(_lengthen, folder, config, longer))
+    return longer
+
+
+def _lengthen(folder: RunFolder, config: Config, longer: Config) -> None:
+    info = folder.info
     for before, after in zip(unfold(config), unfold(longer), strict=True):
         for arm in after.config.arms:
             info["arms"][arm]["finished"] &= before.config.steps_of(arm) == after.config.steps_of(arm)
     text = dump(longer)
     # A crash in between leaves no config.toml: opening the folder writes it again from run.json.
     (folder.path / "config.toml").unlink()
-    folder.write_info(info | {"steps": steps, "config": text, "config_hash": fingerprint(longer)})
+    folder.write_info(info | {"steps": longer.steps, "config": text, "config_hash": fingerprint(longer)})
     folder.write_text("config.toml", text)
-    return longer
 
 
 def unchanged(folder: RunFolder, *, trust: bool = False) -> Config:
@@ -185,18 +214,14 @@ def settings(config: Config, seeds: int | None = None) -> Iterator[None]:
         config: of an experiment.
         seeds: how many there are; as many as the config has if None.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not chosen:
-        with suppress(RuntimeError):  # too late: a caller has used jax in this process before
-            jax.config.update("jax_num_cpu_devices", min(cores, seeds or config.seeds))
+    cpu_devices(seeds or config.seeds)
     with jax.enable_x64(config.dtype == "float64"):
         yield
 
 
 def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], watch: _Watch) -> None:
     """Run the arms that are not finished."""
-    unfinished = folder.unfinished
+    unfinished = first(lambda: folder.unfinished)
     with watch:
         for part, experiment in parts:
             for arm, flow in experiment.flows.items():
@@ -204,7 +229,7 @@ def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], watch: _Wa
                     watch.skip(arm)
                     continue
                 watch.begin(arm)
-                checkpoints.move(folder.end(arm), folder.checkpoint(arm))
+                first(partial(checkpoints.move, folder.end(arm), folder.checkpoint(arm)))
                 go = partial(
                     sweep,
                     flow,
@@ -218,13 +243,23 @@ def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], watch: _Wa
                 try:
                     solution = go()
                 except CheckpointError as error:
-                    say(f"{error.args[0].partition(';')[0]}: arm {arm} starts afresh.")
-                    checkpoints.remove(folder.checkpoint(arm))
+                    first(partial(_afresh, folder, arm, error))
                     solution = go()
-                timing = watch.timing(folder.info["arms"][arm]) | experiment.facts
-                if part.config.arms[arm].key == "flow":  # a transform counts for itself
-                    timing["cost"] = cost_model(part.config.arms[arm], experiment.points)
-                folder.finish(arm, solution, timing, part.config.snapshots, experiment.target)
+                if several():
+                    solution = solution._replace(mu=fetched(solution.mu))
+                first(partial(_finish, folder, part, experiment, arm, solution, watch))
+
+
+def _afresh(folder: RunFolder, arm: str, error: CheckpointError) -> None:
+    say(f"{error.args[0].partition(';')[0]}: arm {arm} starts afresh.")
+    checkpoints.remove(folder.checkpoint(arm))
+
+
+def _finish(folder: RunFolder, part: Part, experiment: Experiment, arm: str, solution: Solution, watch: _Watch) -> None:
+    timing = watch.timing(folder.info["arms"][arm]) | experiment.facts
+    if part.config.arms[arm].key == "flow":  # a transform counts for itself
+        timing["cost"] = cost_model(part.config.arms[arm], experiment.points)
+    folder.finish(arm, solution, timing, part.config.snapshots, experiment.target)
 
 
 class _Watch:
@@ -232,10 +267,15 @@ class _Watch:
 
     def __init__(self, folder: RunFolder, config: Config, quiet: bool, logger: MakeLogger | None) -> None:
         steps = {arm: part.config.steps_of(arm) for part in unfold(config) for arm in part.config.arms}
-        self._bar = Bar(steps, quiet=quiet)
-        self._logger = None if logger is None else logger(folder.path, config.model_dump(mode="json"))
+        self._bar = Bar(steps, quiet=quiet or number() > 0)
+        self._logger: Logger | None = None
+        if logger is not None:
+            first(lambda: self._tell(logger(folder.path, config.model_dump(mode="json"))))
         self._arm, self._began = "", 0.0
         self._seen: list[tuple[int, float, int]] = []
+
+    def _tell(self, logger: Logger) -> None:
+        self._logger = logger
 
     def __enter__(self) -> None:
         self._bar.__enter__()

@@ -17,15 +17,15 @@ __all__ = ["check_fits", "largest", "memory", "size_of"]
 
 @cache
 def memory() -> float:
-    """Bytes that arrays can take: of all devices, or of this machine where they share its memory.
+    """Bytes that arrays can take: of all devices, those of other processes like ours; or of this machine on CPU.
 
     Example:
         >>> memory() > 2**28
         True
     """
-    known = [stats["bytes_limit"] for device in jax.devices() if (stats := device.memory_stats())]
+    known = [stats["bytes_limit"] for device in jax.local_devices() if (stats := device.memory_stats())]
     if known:
-        return float(sum(known))
+        return float(sum(known)) * jax.device_count() / jax.local_device_count()
     try:
         whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, OSError, ValueError):

@@ -1,7 +1,8 @@
 """Checkpoints: the state of a run, in a ``.npz`` written atomically, and beside it the records so far, a stream.
 
 The records are on the disk before the state that says how many of them there are: a crash between the two leaves the
-checkpoint before.
+checkpoint before. Where several processes run, the state is in pieces beside it, which are on the disk before it too.
+A checkpoint is of no number of devices or processes: whatever has written it, anything can go on from it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 
+from pwgf_jax.solve import pieces
 from pwgf_jax.solve.files import replacing
+from pwgf_jax.solve.hosts import alike, first, several
 from pwgf_jax.solve.stream import Stream
 
 __all__ = ["Checkpoint", "CheckpointError", "join", "load", "move", "remove", "save", "stream"]
@@ -82,7 +85,8 @@ def move(path: Path, to: Path) -> None:
     Example:
         >>> move(Path("no/such.npz"), Path("another.npz"))
     """
-    for old, new in ((stream(path).path, stream(to).path), (path, to)):
+    parts = [(each, to.with_name(to.name + each.name.removeprefix(path.name))) for each in pieces.pieces(path)]
+    for old, new in (*parts, (stream(path).path, stream(to).path), (path, to)):
         if old.exists() and not new.exists():
             old.replace(new)
 
@@ -96,8 +100,8 @@ def remove(path: Path) -> None:
     Example:
         >>> remove(Path("no/such.npz"))
     """
-    path.unlink(missing_ok=True)
-    stream(path).path.unlink(missing_ok=True)
+    for each in (path, stream(path).path, *pieces.pieces(path)):
+        each.unlink(missing_ok=True)
 
 
 def join(paths: Sequence[Path], to: Path, records: Mapping[str, np.ndarray]) -> None:
@@ -134,7 +138,7 @@ def join(paths: Sequence[Path], to: Path, records: Mapping[str, np.ndarray]) -> 
     block, count = max(1, _BLOCK // row), min(value.shape[1] for value in records.values())
     for begin in range(0, count, block):
         joined = joined.append({name: value[:, begin : begin + block] for name, value in records.items()})
-    _write(to, header | {"records": joined}, leaves)
+    _write(to, header | {"records": joined, "pieces": 0}, leaves)
 
 
 def _describe(state: PyTree) -> list[str]:
@@ -144,23 +148,28 @@ def _describe(state: PyTree) -> list[str]:
 
 def _is_key(leaf: Any) -> bool:
     """An optimizer that draws noise carries a typed key, which NumPy does not know."""
-    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return leaf is not None and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _numbers(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+def _numbers(leaf: Any) -> Any:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def _restored(numbers: np.ndarray, like: Any) -> Any:
-    array = jax.numpy.asarray(numbers)
-    if _is_key(like):
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+    if _is_key(like):  # which no other process's device takes: its numbers are moved, and a key is made of them there
+        data = jax.random.key_data(like) if isinstance(like, jax.Array) else None
+        return jax.random.wrap_key_data(_restored(numbers, data), impl=jax.random.key_impl(like))
     sharding = getattr(like, "sharding", None)  # a run goes on where it is, whatever devices have written the file
+    if sharding is not None and not sharding.is_fully_addressable:
+        return jax.make_array_from_callback(numbers.shape, sharding, lambda index: numbers[index])
+    array = jax.numpy.asarray(numbers)
     return jax.device_put(array, sharding) if isinstance(sharding, NamedSharding) else array
 
 
 def save(path: Path, at: Checkpoint, identity: dict[str, Any]) -> None:
     """Write a checkpoint; a crash in the middle leaves the one before it.
+
+    Where there are several processes all of them call it, and each writes what its own devices hold.
 
     Args:
         path: the ``.npz`` file; its folder is made.
@@ -182,8 +191,20 @@ def save(path: Path, at: Checkpoint, identity: dict[str, Any]) -> None:
     """
     header = {"step": at.step, "seconds": at.seconds, "jax": jax.__version__, "records": at.records}
     header |= {"identity": identity, "state": _describe(at.state)}
+    leaves, processes = [_numbers(leaf) for leaf in jax.tree.leaves(at.state)], jax.process_count() if several() else 0
+    if processes:
+        alike(lambda: pieces.write(path, at.step, leaves))
+    first(lambda: _complete(path, header | {"pieces": processes}, leaves))
+
+
+def _complete(path: Path, header: dict[str, Any], leaves: Sequence[Any]) -> None:
+    """The end of a save: from here on it counts, and what was saved before goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, header, [_numbers(leaf) for leaf in jax.tree.leaves(at.state)])
+    _write(path, header, [] if header["pieces"] else [np.asarray(leaf) for leaf in leaves])
+    kept = {pieces.piece(path, header["step"], process) for process in range(header["pieces"])}
+    for each in pieces.pieces(path):
+        if each not in kept:
+            each.unlink(missing_ok=True)
 
 
 def _write(path: Path, header: dict[str, Any], leaves: Sequence[np.ndarray]) -> None:
@@ -202,13 +223,16 @@ def _read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
                 raise ValueError("of a version that kept the records in it")
             header["records"] = stream(path)._replace(**{name: int(header["records"][name]) for name in _COUNTED})
             header["identity"], header["step"] = dict(header["identity"]), int(header["step"])
-            return header, [file[f"state/{i}"] for i in range(len(header["state"]))]
+            count, processes = len(header["state"]), header.get("pieces", 0)
+            if processes:
+                return header, pieces.read(path, header["step"], processes, count)
+            return header, [file[f"state/{i}"] for i in range(count)]
     except Exception as error:  # bytes can be wrong in more ways than NumPy, zipfile and json have errors for
         raise CheckpointError(f"{path}: not a checkpoint ({error}); delete it to start afresh.") from error
 
 
 def load(path: Path, like: PyTree, identity: dict[str, Any]) -> Checkpoint:
-    """Read a checkpoint of a run like this one.
+    """Read a checkpoint of a run like this one; where there are several processes, all of them.
 
     Args:
         path: the ``.npz`` file.
@@ -227,6 +251,14 @@ def load(path: Path, like: PyTree, identity: dict[str, Any]) -> Checkpoint:
         ...
         pwgf_jax.solve.checkpoint.CheckpointError: pyproject.toml: not a checkpoint (...); delete it to start afresh.
     """
+    header, leaves = alike(lambda: _of_this_run(path, like, identity))
+    restored = [_restored(numbers, leaf) for numbers, leaf in zip(leaves, jax.tree.leaves(like), strict=True)]
+    state = jax.tree.unflatten(jax.tree.structure(like), restored)
+    return Checkpoint(header["step"], state, header["records"], header["seconds"])
+
+
+def _of_this_run(path: Path, like: PyTree, identity: dict[str, Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
+    """What is in a checkpoint, if this run can go on from it."""
     header, leaves = _read(path)
     saved, state, records = header["identity"], header["state"], header["records"]
     if (version := header.get("jax")) != jax.__version__:
@@ -251,11 +283,8 @@ def load(path: Path, like: PyTree, identity: dict[str, Any]) -> Checkpoint:
             f"{path}: made by other computations (step size, thresholds, compiled-in data, or pwgf_jax's version); "
             "go on with the same, or delete it to start afresh."
         )
-    restored = [_restored(numbers, leaf) for numbers, leaf in zip(leaves, jax.tree.leaves(like), strict=True)]
     try:
         records.check()
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path}: its records are lost ({error}); delete it to start afresh.") from error
-    return Checkpoint(
-        header["step"], jax.tree.unflatten(jax.tree.structure(like), restored), records, header["seconds"]
-    )
+    return header, leaves

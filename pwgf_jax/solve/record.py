@@ -65,7 +65,8 @@ class Solution(NamedTuple):
     """The outcome of a run, or with a leading seed axis on everything, of a sweep.
 
     Args:
-        mu: the measure that the algorithm returns; for PWGF after a failed test, the one before the jump.
+        mu: the measure that the algorithm returns; for PWGF after a failed test, the one before the jump. Of several
+            processes each has what is on its devices; all else is on all of them, as NumPy arrays.
         value: F there.
         status: :class:`pwgf_jax.Status` as int32; ``Status(int(solution.status)).sentence`` says what it means.
         steps: steps taken before the status became final, int32.

@@ -25,6 +25,7 @@ from pwgf_jax.flows import Flow, FlowState, Status
 from pwgf_jax.measures import Particles, traceable
 from pwgf_jax.solve import checkpoint as checkpoints
 from pwgf_jax.solve.checkpoint import Checkpoint, CheckpointError
+from pwgf_jax.solve.hosts import alike, fetched, first, several, stopping
 from pwgf_jax.solve.record import Progress, Record, Solution
 from pwgf_jax.solve.sharding import (
     PARTICLE,
@@ -123,7 +124,7 @@ def _drive(
     if path is not None:
         row = _repeated(trajectory.look(state)(), 1, axis)
         identity, stream = _identity(trajectory, state, row, record, key), checkpoints.stream(path)
-        if path.exists():
+        if first(path.exists):
             done, state, stream, seconds = checkpoints.load(path, state, identity)
         if done > steps or (done < steps and done % record.every):
             raise CheckpointError(
@@ -134,16 +135,16 @@ def _drive(
         chunk = steps if not batch and progress is None and path is None else -(-steps // _CHUNKS)
         chunk = chunk if path is None else min(chunk, record.every * (_BLOCK // _size(row)))
     most, looking = max(1, chunk // record.every), float("inf")
-    saved, saved_at, still, held = done, time.monotonic(), None, 0
+    saved, saved_at, still, held = done, first(time.monotonic), None, 0
 
     while done < steps:
         blocks, length = _next_chunk(steps - done, record.every, most)
-        if np.all(np.asarray(state.status) != Status.running):
+        if np.all(fetched(state.status) != Status.running):
             still = trajectory.look(state)() if still is None else still
             rows.append(_repeated(still, blocks, axis))
         else:
             (state, new), taken = _timed(trajectory.advance(state, blocks, length))
-            rows.append(jax.tree.map(np.asarray, new))
+            rows.append(fetched(new))
             if progress is not None and record.stats is not None:
                 looking = min(looking, _timed(trajectory.look(state))[1])
             seconds += max(0.0, taken - blocks * looking) if np.isfinite(looking) else taken
@@ -151,37 +152,45 @@ def _drive(
                 most = max(1, int(blocks * _PATIENCE / taken))
         done += blocks * length
         # Every save waits for the disk: often enough to lose little, not so often that they add up.
-        useful = (done - saved) * _SAVES >= steps or time.monotonic() - saved_at >= _PATIENCE or done == steps
+        stop, now = stopping(), first(time.monotonic)
+        useful = (done - saved) * _SAVES >= steps or now - saved_at >= _PATIENCE or done == steps or stop
         held += _size(rows[-1])
         if path is not None and stream is not None and (useful or held >= _BLOCK):
-            stream, rows, held = stream.append(_joined(rows, axis)), [], 0
+            stream, rows, held = first(partial(stream.append, _joined(rows, axis))), [], 0
             if useful:
                 checkpoints.save(path, Checkpoint(done, state, stream, seconds), identity)
-                saved, saved_at = done, time.monotonic()
+                saved, saved_at = done, first(time.monotonic)
         if progress is not None:
             evaluation = state.evaluation
-            value, norm, status = (np.atleast_1d(x) for x in (evaluation.value, evaluation.gradient_norm, state.status))
-            progress(Progress(done, steps, value, norm, status, seconds, int(np.sum(state.step))))
+            seen = fetched((evaluation.value, evaluation.gradient_norm, state.status, state.step))
+            value, norm, status, taken = (np.atleast_1d(each) for each in seen)
+            progress(Progress(done, steps, value, norm, status, seconds, int(np.sum(taken))))
+        if stop:
+            raise KeyboardInterrupt
 
     last = _repeated(trajectory.look(state)(), 1, axis)
     at = np.minimum(np.arange(-(-steps // record.every) + 1) * record.every, steps)
-    recorded = _joined([*rows, last], axis) if stream is None else stream.records(last, at.size, axis)
+    recorded = _joined([*rows, last], axis) if stream is None else alike(partial(stream.records, last, at.size, axis))
     records = {"step": np.broadcast_to(at, (*batch, at.size)), **recorded}
     spent = jnp.asarray(Status.budget_spent, jnp.int32)
     status = jnp.where(state.status == Status.running, spent, state.status)
-    return Solution(state.mu, state.evaluation.value, status, state.step, records)
+    solution = Solution(state.mu, state.evaluation.value, status, state.step, records)
+    if not several():
+        return solution
+    return solution._replace(
+        value=fetched(solution.value), status=fetched(solution.status), steps=fetched(solution.steps)
+    )
 
 
 def _identity(trajectory: _Trajectory, start: FlowState, row: Rows, record: Record, key: Array) -> dict[str, Any]:
     """What a run must share with a checkpoint to go on from it."""
+    points = [leaf[0] if key.ndim else leaf for leaf in jax.tree.leaves(start.mu.points)]
     return {
         "every": record.every,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "key_impl": str(jax.random.key_impl(key)),
         # To four digits: another start has another size, the same one on another machine has not. Of the first seed.
-        "start": [
-            f"{np.mean(np.abs(np.asarray(leaf)[(0,) * key.ndim])):.4g}" for leaf in jax.tree.leaves(start.mu.points)
-        ],
+        "start": [f"{np.mean(np.abs(fetched(leaf))):.4g}" for leaf in points],
         "program": _fingerprint(trajectory.one_step()),
         "records": sorted(set(row) - {"perturbed"}),
     }
@@ -189,7 +198,8 @@ def _identity(trajectory: _Trajectory, start: FlowState, row: Rows, record: Reco
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
     began = time.perf_counter()
-    return jax.block_until_ready(call()), time.perf_counter() - began
+    result, seconds = jax.block_until_ready(call()), time.perf_counter() - began
+    return result, first(lambda: seconds)
 
 
 def _traced(function: Callable[..., Any], *arguments: PyTree) -> ClosedJaxpr:
@@ -212,7 +222,7 @@ def _fingerprint(program: ClosedJaxpr) -> str:
 def _repeated(row: dict[str, Array], count: int, axis: int) -> Rows:
     """A row of a finished state, ``count`` times along the time axis."""
     still = {"perturbed": np.zeros(np.shape(row["value"]), bool)}
-    rows = {name: np.asarray(value) for name, value in row.items()} | still
+    rows = fetched(row) | still
     return {name: np.repeat(np.expand_dims(value, axis), count, axis=axis) for name, value in rows.items()}
 
 
@@ -259,6 +269,10 @@ def run(
 ) -> Solution:
     r"""Run a flow from one measure: one jitted ``lax.scan``, in chunks if somebody watches.
 
+    Where jax knows of several processes, each of them makes the same call. Of a measure that is spread over their
+    devices (:func:`pwgf_jax.solve.shard_particles`) each computes its share; the records are on all of them. After a
+    SIGTERM to one all stop: saved, if there is a checkpoint, and with KeyboardInterrupt.
+
     Args:
         flow: the method.
         F: the functional; arrays of a registered pytree are traced, a plain function is compiled in.
@@ -272,6 +286,7 @@ def run(
         checkpoint: file to go on from if it exists, and to save to: after chunks, when a twentieth of the steps or five
             minutes have passed since the last time, and at the end. The records go to a file beside it, NAME.records,
             and are held no longer than that; of the solution, those of more than 256 MB are mapped from the disk.
+            Several processes write their own pieces of it, on a disk that they share; any number can go on from it.
         check: whether a functional that is new here is tried first, see :func:`pwgf_jax.contract.check_functional`.
 
     Returns:
@@ -299,7 +314,7 @@ def run(
         raise ValueError(f"run: key has shape {key.shape}; give one key, or use sweep for one run per key.")
     F, mu0, key = automatic(F), automatic(mu0), automatic(key)
     _check(steps, mu0)
-    weights = np.asarray(mu0.weights)
+    weights = fetched(mu0.weights)
     if np.any(weights < 0) or abs(weights.sum() - 1) > 1e-4:
         raise ValueError(
             f"run: weights lie in [{weights.min():.3g}, {weights.max():.3g}] and sum to {weights.sum():.6g}; "
@@ -372,7 +387,8 @@ def sweep(
     r"""Run a flow once per key: ``F, mu0 = problem(key)`` and then ``run(flow, F, mu0, key, steps)``, for all keys.
 
     Equal to the loop of single runs up to rounding, however it is batched. A seed that stops or turns non-finite
-    freezes while the others go on; the sweep ends when all have.
+    freezes while the others go on; the sweep ends when all have. Several processes each make the same call, see
+    :func:`run`: seeds are spread over the devices of all of them.
 
     Args:
         flow: the method.

@@ -182,8 +182,8 @@ def within(mesh: Mesh | None) -> Rows:
     """How the particles of one seed are spread, in a sweep over a mesh.
 
     Example:
-        >>> within(Mesh(np.asarray(jax.devices()[:1]), ("particle",))).spec
-        PartitionSpec('particle',)
+        >>> within(Mesh(np.asarray(jax.devices()[:1]), ("particle",))).spec[0]
+        'particle'
     """
     if mesh is None or PARTICLE not in mesh.axis_names:
         return None
