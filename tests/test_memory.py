@@ -27,6 +27,11 @@ NETWORKS = {
 }
 
 
+def some(kinds, quick):
+    """All of them, those that are not named being slow."""
+    return [pytest.param(kind, marks=[] if kind in quick else [pytest.mark.slow]) for kind in kinds]
+
+
 def make_tiles_small(monkeypatch, numbers):
     """So that small sums take many."""
     monkeypatch.setattr(memory, "_TILE_BYTES", {"cpu": 8 * numbers})
@@ -73,7 +78,7 @@ CASES = {"tiles of data": (12, 70, 840), "tiles of particles": (50, 23, 100), "o
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("kind", [*NETWORKS, "student_teacher"])
+@pytest.mark.parametrize("kind", some([*NETWORKS, "student_teacher"], {"factorization", "icfl"}))
 def test_tiled_equals_whole(kind, case, monkeypatch):
     particles, data, numbers = CASES[case]
     make_tiles_small(monkeypatch, numbers)
@@ -89,7 +94,7 @@ def test_tiled_equals_whole(kind, case, monkeypatch):
         )
 
 
-@pytest.mark.parametrize("kind", [*NETWORKS, "student_teacher"])
+@pytest.mark.parametrize("kind", some([*NETWORKS, "student_teacher"], {"factorization"}))
 def test_tiled_under_vmap(kind, monkeypatch):
     make_tiles_small(monkeypatch, 200)
     F, mu, v = problem(kind, 20, 50)
@@ -144,7 +149,7 @@ def test_value_and_gradient_pass_once_where_the_loss_is_a_sum(kind, sizes, passe
     assert jax.jit(product).lower(mu, v).as_text().count("stablehlo.tanh") == passes
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", some(NETWORKS, {"factorization", "icfl"}))
 @pytest.mark.parametrize("sizes", [(8000, 8000), (100_000, 8000), (400, 1_000_000)], ids=str)
 def test_large_sums_are_not_stored(kind, sizes):
     """What XLA sets aside for a step and for products at sizes whose activations take 256 MB to 3.2 GB."""

@@ -32,7 +32,7 @@ from pwgf_jax.experiments.messages import ConfigError, say, suggestion
 from pwgf_jax.experiments.outset import refuse_taken
 from pwgf_jax.experiments.report import certificates, figures, landscape, particles, tables
 from pwgf_jax.experiments.results import families
-from pwgf_jax.experiments.shares import share
+from pwgf_jax.experiments.shares import share, spread
 from pwgf_jax.solve.hosts import first, number, several
 
 __all__ = ["main"]
@@ -213,6 +213,8 @@ def _watching(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
     parser.add_argument("--log", choices=LOGGERS, help="tell this of the run's progress too")
     parser.add_argument("--no-cache", action="store_true", help="keep no compiled programs for the next run")
+    over = "spread seeds over S groups of devices, the particles of each over P; all devices take seeds if not given"
+    parser.add_argument("--mesh", metavar="SxP", help=over)
     processes.ask(parser)
 
 
@@ -259,6 +261,7 @@ def _keep_compiled(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace, command: str) -> None:
     config = load(_config(options.config), options.settings)
     part = None if options.part is None else share(options.part)
+    over = None if options.mesh is None else spread(options.mesh)
     processes.connect(options, config.seeds if part is None else len(part.of_seeds(config.seeds)))
     own_steps = {name: arm.steps for name, arm in config.arms.items() if arm.steps}
     if own_steps and any(re.match(r"\s*steps\s*=", setting) for setting in options.settings):
@@ -268,8 +271,8 @@ def _run(options: argparse.Namespace, command: str) -> None:
     suffix = "" if part is None else f"-part-{part.index}-of-{part.of}"
     options.folder = options.folder or first(partial(_new_folder, config, suffix))
     _keep_compiled(options)
-    logger = LOGGERS.get(options.log)
-    folder = runs.run(config, options.folder, share=part, command=command, quiet=options.quiet, logger=logger)
+    watched = {"command": command, "quiet": options.quiet, "logger": LOGGERS.get(options.log)}
+    folder = runs.run(config, options.folder, share=part, spread=over, **watched)
     first(partial(_report, folder))
 
 
@@ -289,7 +292,9 @@ def _resume(options: argparse.Namespace, command: str) -> None:
     processes.connect(options, seeds)
     _keep_compiled(options)
     trust, logger = first(partial(_trusted, options)), LOGGERS.get(options.log)
-    folder = runs.resume(options.folder, steps=options.steps, quiet=options.quiet, trust=trust, logger=logger)
+    over = None if options.mesh is None else spread(options.mesh)
+    watched = {"quiet": options.quiet, "logger": logger}
+    folder = runs.resume(options.folder, steps=options.steps, spread=over, trust=trust, **watched)
     first(partial(_report, folder))
 
 

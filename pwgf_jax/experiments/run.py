@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
+from jax.sharding import Mesh
 
 from pwgf_jax.experiments import own
 from pwgf_jax.experiments.config import Config, Part, dump, fingerprint, unfold
@@ -25,7 +26,7 @@ from pwgf_jax.experiments.messages import ConfigError, say
 from pwgf_jax.experiments.outset import create, refuse_taken
 from pwgf_jax.experiments.processes import cpu_devices
 from pwgf_jax.experiments.progress import Bar
-from pwgf_jax.experiments.shares import Share
+from pwgf_jax.experiments.shares import Share, Spread
 from pwgf_jax.solve import Progress, Solution, sweep
 from pwgf_jax.solve import checkpoint as checkpoints
 from pwgf_jax.solve.checkpoint import CheckpointError
@@ -41,6 +42,7 @@ def run(
     path: Path,
     *,
     share: Share | None = None,
+    spread: Spread | None = None,
     command: str = "",
     quiet: bool = True,
     logger: MakeLogger | None = None,
@@ -51,6 +53,7 @@ def run(
         config: the experiment.
         path: the folder to make.
         share: which of the seeds to run; all if None. Each does what it does among all of them.
+        spread: how many devices seeds, and the particles of each, are spread over; all devices take seeds if None.
         command: what the user typed, for the record.
         quiet: whether to show no progress.
         logger: one of :data:`.LOGGERS`, or what makes a :class:`.Logger` of the folder and the config.
@@ -65,10 +68,11 @@ def run(
     first(partial(refuse_taken, path))
     seeds = range(config.seeds) if share is None else share.of_seeds(config.seeds)
     with settings(config, len(seeds)):
+        mesh = None if spread is None else spread.mesh(config)
         parts = alike(partial(experiments, config, seeds))
         folder = first(partial(create, path, config, command, share))
         with _locked(folder):
-            _advance(folder, parts, _Watch(folder, config, quiet, logger))
+            _advance(folder, parts, _Watch(folder, config, quiet, logger), mesh)
     return folder
 
 
@@ -82,6 +86,7 @@ def resume(
     path: Path,
     *,
     steps: int | None = None,
+    spread: Spread | None = None,
     quiet: bool = True,
     trust: bool = False,
     logger: MakeLogger | None = None,
@@ -94,6 +99,7 @@ def resume(
         path: the run folder.
         steps: more than the run was made with, to make it longer: every arm goes on from where it ended. None for as
             many as it was made with.
+        spread: as in :func:`run`, whatever it was before.
         quiet: whether to show no progress.
         trust: whether to run a Python file that the folder's config names.
         logger: as in :func:`run`.
@@ -120,8 +126,9 @@ def resume(
         unfinished, seeds = first(lambda: (folder.unfinished, folder.seeds))
         if unfinished:
             with settings(config, len(seeds)):
+                mesh = None if spread is None else spread.mesh(config)
                 parts = alike(partial(experiments, config, seeds))
-                _advance(folder, parts, _Watch(folder, config, quiet, logger))
+                _advance(folder, parts, _Watch(folder, config, quiet, logger), mesh)
     return folder
 
 
@@ -219,7 +226,7 @@ def settings(config: Config, seeds: int | None = None) -> Iterator[None]:
         yield
 
 
-def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], watch: _Watch) -> None:
+def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], watch: _Watch, mesh: Mesh | None) -> None:
     """Run the arms that are not finished."""
     unfinished = first(lambda: folder.unfinished)
     with watch:
@@ -237,6 +244,7 @@ def _advance(folder: RunFolder, parts: list[tuple[Part, Experiment]], watch: _Wa
                     experiment.keys,
                     part.config.steps_of(arm),
                     experiment.records[arm],
+                    mesh=mesh,
                     progress=watch,
                     checkpoint=folder.checkpoint(arm),
                 )

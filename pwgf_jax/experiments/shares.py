@@ -1,13 +1,18 @@
-"""A share of a run: some of its seeds, for one task of an array of jobs that know nothing of each other."""
+"""Who does what of a run: tasks of an array of jobs that know nothing of each other, and the devices of one job."""
 
 from __future__ import annotations
 
+import math
 import re
 from typing import NamedTuple
 
+import jax
+from jax.sharding import AxisType, Mesh
+
+from pwgf_jax.experiments.config import Config, unfold
 from pwgf_jax.experiments.messages import ConfigError, show
 
-__all__ = ["Share", "share"]
+__all__ = ["Share", "Spread", "share", "spread"]
 
 
 class Share(NamedTuple):
@@ -62,3 +67,53 @@ def share(text: str) -> Share:
             f"--part: given {show(text)}; give i/n with 1 <= i <= n, as $SLURM_ARRAY_TASK_ID/8 in an array of ids 1-8."
         )
     return Share(index, of)
+
+
+class Spread(NamedTuple):
+    """How seeds and particles lie on the devices of a job.
+
+    Args:
+        seeds: how many groups of devices seeds are spread over.
+        particles: how many devices the particles of a seed are spread over.
+    """
+
+    seeds: int
+    particles: int
+
+    def __str__(self) -> str:
+        return f"{self.seeds}x{self.particles}"
+
+    def mesh(self, config: Config) -> Mesh:
+        """The mesh of all devices.
+
+        Args:
+            config: of the run.
+
+        Raises:
+            ConfigError: if there are not as many, or a problem has no particles to spread.
+        """
+        if self.particles > 1 and any(part.config.problem.is_objective for part in unfold(config)):
+            raise ConfigError(f"--mesh: given {self}; an objective has no particles: give {jax.device_count()}x1.")
+        if math.prod(self) != jax.device_count():
+            cure = "on CPU, JAX_NUM_CPU_DEVICES=N makes N of them" if jax.default_backend() == "cpu" else "give these"
+            raise ConfigError(f"--mesh: given {self}, {math.prod(self)} devices; jax has {jax.device_count()}: {cure}.")
+        return jax.make_mesh(tuple(self), ("seed", "particle"), (AxisType.Auto,) * 2)
+
+
+def spread(text: str) -> Spread:
+    """How seeds and particles are spread, by ``SxP``.
+
+    Raises:
+        ConfigError: if nothing is meant.
+
+    Example:
+        >>> spread("2x4")
+        Spread(seeds=2, particles=4)
+    """
+    found = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text, re.ASCII)
+    seeds, particles = map(int, found.groups()) if found else (0, 0)
+    if seeds < 1 or particles < 1:
+        raise ConfigError(
+            f"--mesh: given {show(text)}; give SxP, as 2x4 on eight devices: two groups of four, a seed on each."
+        )
+    return Spread(seeds, particles)

@@ -75,3 +75,22 @@ def test_what_is_no_group_of_processes_is_refused(tiny, tmp_path, given, message
     assert main(["run", str(tiny), "--out", str(tmp_path / "out"), *given]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_particles_spread_over_two_devices_go_where_they_go_on_one(tiny, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    words = ["-m", "pwgf_jax.experiments.cli", "run", tiny, "--out", out, "--mesh", "1x2", "--quiet"]
+    with started([words], tmp_path, devices=2) as processes:
+        assert ends(processes, 200) == [0], said(tmp_path)
+    assert main(["run", str(tiny), "--out", str(whole), "--quiet"]) == 0
+    with np.load(whole / "metrics.npz") as expected, np.load(out / "metrics.npz") as found:
+        for key in expected:
+            np.testing.assert_allclose(found[key], expected[key], rtol=1e-4, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize(("mesh", "why"), [("3x7", "21 devices; jax has"), ("2", "give SxP"), ("0x2", "give SxP")])
+def test_a_mesh_that_is_none_is_refused(tiny, tmp_path, capsys, mesh, why):
+    assert main(["run", str(tiny), "--out", str(tmp_path / "out"), "--mesh", mesh]) == 2
+    assert why in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
