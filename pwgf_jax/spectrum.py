@@ -311,7 +311,7 @@ def begun(point: Point, key: Array, depth: int) -> tridiagonal.Recurrence:
     Example:
         >>> import jax, jax.numpy as jnp
         >>> begun(jnp.zeros(5), jax.random.key(0), 3).basis.shape
-        (15,)
+        (1, 15)
     """
     flat = flat_geometry(point)
     return tridiagonal.begin(tridiagonal.random_start(key, flat), depth, flat.support)

@@ -160,11 +160,22 @@ def test_what_is_no_toml_is_said(tiny):
             load(name)
 
 
-def test_a_step_that_cannot_fit_is_refused(tiny):
-    large = ["problem.particles=2000000", "problem.data.points=20000000"]
-    said = r"arms.static: a step makes float64\[20*,20*\] for every seed .3., which would take 960 TB, of"
+def test_a_step_that_cannot_fit_is_refused(tmp_path):
+    """A functional of one's own that makes a matrix of its particles; sums of ours are in tiles."""
+    (tmp_path / "pairs.py").write_text(
+        "import jax.numpy as jnp\ndef F(mu):\n    return mu.weights @ jnp.tanh(mu.points @ mu.points.T) @ mu.weights\n",
+        encoding="utf-8",
+    )
+    file = tmp_path / "pairs.toml"
+    file.write_text(
+        'name = "pairs"\nsteps = 2\nseeds = 3\ndtype = "float64"\n'
+        '[problem]\nfunctional = "pairs.py:F"\nparticles = 8000000\n'
+        '[problem.start]\nkind = "gaussian"\ndimension = 2\n[arms.static]\nflow = "wgf"\nstep_size = 0.1\n',
+        encoding="utf-8",
+    )
+    said = r"arms.static: a step makes float64\[8000000,8000000\] for every seed .3., which would take 1[.\d]* PB, of"
     with pytest.raises(ConfigError, match=said):
-        build(load(tiny, large))
+        build(load(file))
 
 
 def test_entropy_needs_neighbours(tiny):
