@@ -148,13 +148,13 @@ def _value(losses: Losses, size: int, shared: PyTree, rows: PyTree) -> Float[Arr
 def _weighted(rows: PyTree) -> tuple[PyTree, Array]:
     """The rows, each with its weight 1/M in a mean; what fills up a tile has none."""
     first = jax.tree.leaves(rows)[0]
-    return rows, jnp.full(first.shape[0], 1 / first.shape[0], first.dtype)
+    return rows, jnp.full(first.shape[0], 1 / first.shape[0], single(first.dtype))
 
 
 def _mean(losses: Losses, shared: PyTree, tile: tuple[PyTree, Array]) -> Float[Array, ""]:
     rows, weights = tile
     found = losses(shared, rows)
-    return jnp.sum(weights.astype(found.dtype) * found)
+    return jnp.sum(weights * found.astype(weights.dtype)).astype(found.dtype)
 
 
 def _is_zero(tangent: Any) -> bool:

@@ -220,6 +220,9 @@ def test_sums_in_half_precision_are_added_in_single():
     total = memory.sum_over(lambda x: jnp.sum(x, axis=0), rows, 8)
     assert total.dtype == jnp.bfloat16
     assert float(total[0]) == 4096.0
+    mean = memory.mean_over(lambda shift, x: x[:, 0] + shift, 96, jnp.bfloat16(0), rows[:3000])
+    assert mean.dtype == jnp.bfloat16
+    assert float(mean) == 1.0
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 64])
