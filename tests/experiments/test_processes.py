@@ -81,7 +81,7 @@ def test_what_is_no_group_of_processes_is_refused(tiny, tmp_path, given, message
 def test_particles_spread_over_two_devices_go_where_they_go_on_one(tiny, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
     words = ["-m", "pwgf_jax.experiments.cli", "run", tiny, "--out", out, "--mesh", "1x2", "--quiet"]
-    with started([words], tmp_path, devices=2) as processes:
+    with started([words], tmp_path, devices=2, environments=[{}]) as processes:
         assert ends(processes, 200) == [0], said(tmp_path)
     assert main(["run", str(tiny), "--out", str(whole), "--quiet"]) == 0
     with np.load(whole / "metrics.npz") as expected, np.load(out / "metrics.npz") as found:
