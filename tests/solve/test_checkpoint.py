@@ -1,6 +1,5 @@
 import json
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import pytest
 
 from pwgf_jax import Particles, Record, pwgf, run, sweep, wgf
 from pwgf_jax.solve import checkpoint as checkpoints
+from pwgf_jax.solve import loop
 from pwgf_jax.solve import stream as streams
 from tests.solve.problems import METHOD, STEPS, problem, seeds
 
@@ -296,7 +296,7 @@ def test_a_save_writes_what_is_new_and_long_chunks_of_records_are_not_held(tmp_p
 
     monkeypatch.setattr(streams.Stream, "append", appended)
     monkeypatch.setattr(checkpoints, "save", saved)
-    monkeypatch.setattr(sys.modules[sweep.__module__], "_BLOCK", block := 1000)
+    monkeypatch.setattr(loop, "_BLOCK", block := 1000)
     sweep(wgf(0.1), problem, seeds(2), 4000, checkpoint=tmp_path / "a.npz")
     states, lengths = zip(*written, strict=True)
     assert max(states) - min(states) < 100
@@ -329,6 +329,6 @@ def test_short_chunks_are_not_all_saved(saves, tmp_path):
 @pytest.mark.slow
 def test_slow_chunks_are_saved_by_time_and_made_smaller(saves, tmp_path, monkeypatch):
     whole = sweep(wgf(0.1), problem, seeds(2), 24, chunk=16)
-    monkeypatch.setattr(sys.modules[sweep.__module__], "_PATIENCE", 1e-9)
+    monkeypatch.setattr(loop, "_PATIENCE", 1e-9)
     assert_same(sweep(wgf(0.1), problem, seeds(2), 24, chunk=16, checkpoint=tmp_path / "a.npz"), whole)
     assert saves == list(range(16, 25))
