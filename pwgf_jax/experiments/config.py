@@ -264,7 +264,8 @@ def _turns(document: Mapping[str, Any], file: str) -> Iterator[dict[str, Any]]:
     values = vary["values"].values() if isinstance(vary["values"], dict) else vary["values"]
     for value in values:
         turn = copy.deepcopy({name: inner for name, inner in document.items() if name != "vary"})
-        _put(turn, vary["key"].split("."), value, Place(file))
+        for key in Vary(**vary).keys(turn["arms"]):
+            _put(turn, key.split("."), value, Place(file))
         yield turn
 
 

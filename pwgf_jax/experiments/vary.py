@@ -34,7 +34,7 @@ class Vary(Table):
     """One key of a config and the values that it takes in turn.
 
     Args:
-        key: dotted, below ``problem`` or ``arms``, or ``problem`` itself.
+        key: dotted, below ``problem`` or an arm, or ``problem`` itself; ``arms.*`` is every arm.
         values: what it becomes, a list, or whole tables by name; every arm that it concerns is run once for each.
 
     Raises:
@@ -71,7 +71,11 @@ class Vary(Table):
 
     def concerns(self, arm: str) -> bool:
         """Whether the runs of an arm depend on the value."""
-        return self.key.split(".")[0] == "problem" or self.key.split(".")[1] == arm
+        return self.key.split(".")[0] == "problem" or self.key.split(".")[1] in (arm, "*")
+
+    def keys(self, arms: Iterable[str]) -> list[str]:
+        """What the key stands for among these arms."""
+        return [self.key.replace("*", arm, 1) for arm in arms] if self.key.startswith("arms.*.") else [self.key]
 
     def turns(self) -> list[Any]:
         """What labels and tables call each value: the name of a table, of a file without its folder, or the value."""

@@ -241,6 +241,7 @@ def test_shipped_configs_are_run_by_name(tmp_path, monkeypatch, refused):
     assert "did you mean matrix_factorization?" in refused("run", "matrix_factorisation")
 
 
+@pytest.mark.slow
 def test_a_command_keeps_what_it_compiled_unless_told_otherwise(tiny, tmp_path):
     code = "import sys; from pwgf_jax.experiments.cli import main; sys.exit(main(sys.argv[1:]))"
     kept = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}

@@ -318,6 +318,15 @@ def test_a_varied_key_unfolds_into_arms_and_survives_being_written(tiny):
     assert (first.config.steps_of("static"), first.config.steps_of("hessian-0.1")) == (9, 6)
 
 
+def test_a_key_is_varied_in_every_arm(tiny):
+    config = load(tiny, ['vary={key="arms.*.step_size", values=[0.3, 0.4]}'])
+    first, second = unfold(config)
+    assert list(first.config.arms) == ["static-0.3", "hessian-0.3"]
+    assert [arm.arguments["step_size"] for arm in second.config.arms.values()] == [0.4, 0.4]
+    with pytest.raises(ConfigError, match=r"unknown key arms\.static\.eps"):
+        load(tiny, ['vary={key="arms.*.eps", values=[0.3, 0.4]}'])
+
+
 def test_jumps_of_another_flow_are_read_like_those_of_pwgf(tiny):
     newton = 'arms.n={flow="saddle_free_newton", step_size=1.0, beta=1.0, perturbation={eps=1, eta_p=0, k_thres=2}}'
     with pytest.raises(ConfigError, match=r"missing key arms\.n\.perturbation\.f_thres; give a number"):

@@ -121,7 +121,8 @@ def parts(flow, tmp_path):
     return [shutil.copytree(flow / name, tmp_path / name) for name in ("1", "2", "3")]
 
 
-@pytest.mark.parametrize("problem", ["flow", pytest.param("transform", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", ["flow", "transform"])
 def test_merged_parts_are_the_whole_run_bit_for_bit_and_go_on_as_it_does(problem, request, tmp_path, capsys):
     place = request.getfixturevalue(problem)
     out = tmp_path / "merged"
