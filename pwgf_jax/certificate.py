@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from pwgf_jax.empirical import hessian, prepared, value_and_gradient
 from pwgf_jax.measures import Particles, inner, norm
 from pwgf_jax.objective import Objective, Point, coordinates
 from pwgf_jax.spectrum import FIRST_LOOK, Budget, Curvature, along, deepest, search
+from pwgf_jax.symmetries import pinned
 
 __all__ = ["Certificate", "Verdict", "certify"]
 
@@ -74,6 +75,7 @@ class Certificate(NamedTuple):
         delta: the curvature asked for.
         failure: upper bound of the probability that ``second_order_stationary`` is wrong.
         rounding_decides: whether the verdict is undecided because of the floating-point precision.
+        across: how many symmetries the full Hessian is looked at across.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -94,10 +96,11 @@ class Certificate(NamedTuple):
     delta: float
     failure: float
     rounding_decides: bool
+    across: int = 0
 
     @property
     def strict_minimum(self) -> bool:
-        """Whether the smallest eigenvalue of the full Hessian is certified to be positive at a stationary point."""
+        """Whether the full Hessian is certified to be positive, across the symmetries, at a stationary point."""
         return self.verdict == Verdict.second_order_stationary and self.full.lower > 0
 
     def summary(self) -> str:
@@ -116,7 +119,8 @@ class Certificate(NamedTuple):
             )
         lines.append(f"  delta            {self.delta:g}")
         if self.strict_minimum:
-            lines.append("  a strict local minimum, up to the gradient: the full Hessian is positive")
+            but = " but for the symmetries" if self.across else ""
+            lines.append(f"  a strict local minimum{but}, up to the gradient: the full Hessian is positive")
         if self.rounding_decides:
             lines.append("  rounding decides: the distance to -delta or eps is within the rounding of this precision")
         return "\n".join(lines)
@@ -156,6 +160,7 @@ def certify(
     *,
     batches: Any = None,
     has_aux: bool = False,
+    symmetries: Sequence[PyTree] = (),
     max_products: int = 512,
     max_depth: int | None = None,
     failure: float = 1e-3,
@@ -188,6 +193,9 @@ def certify(
             pytree of arrays whose leading axis counts them, see :func:`pwgf_jax.empirical.stacked`. A product then
             costs one gradient more.
         has_aux: whether the objective returns (value, anything), as in ``jax.grad``.
+        symmetries: fields like the points, or the parameters, along which the objective is constant, such as the
+            velocity Ax of a rotation. The full Hessian is looked at across them, and a minimum that is strict but for
+            them is called one.
         max_products: Hessian products to spend on each operator at most.
         max_depth: longest Krylov basis kept: memory max_depth·n numbers, n those of a field; None for what one GiB
             holds, at least 32. Past it Lanczos is restarted from its best vector.
@@ -199,7 +207,7 @@ def certify(
 
     Raises:
         ValueError: if a tolerance is not positive, a budget too small, F no function of the measure, batches differ in
-            shape, or there are no parameters.
+            shape, there are no parameters, or a symmetry is none.
         TypeError: if the key is no typed key, the value no floating scalar, or a functional is given no measure.
 
     Example:
@@ -216,6 +224,11 @@ def certify(
         >>> found = certify(loss, params, eps=1e-3, delta=0.1, key=jax.random.key(0), batches=data)
         >>> found.verdict.name, found.direction["a"].shape, found.direction["steps"]
         ('saddle', (1,), None)
+        >>> ring = lambda x: (jnp.sum(x**2) - 1) ** 2
+        >>> x, turned = jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])
+        >>> found = certify(ring, x, eps=1e-3, delta=0.1, key=jax.random.key(0), symmetries=[turned])
+        >>> found.strict_minimum, certify(ring, x, eps=1e-3, delta=0.1, key=jax.random.key(0)).strict_minimum
+        (True, False)
 
     References:
         Yamamoto, Kim, Suzuki, arXiv:2509.16974, Defs. 3.4, 3.5.
@@ -228,7 +241,8 @@ def certify(
     gradient_norm, rounding = float(slope.norm), float(slope.rounding)
     beside = not slope.finite or gradient_norm - rounding > eps  # the verdict is the gradient's, whatever is found
     budget = Budget(min(FIRST_LOOK, max_products) if beside else max_products, deepest(point, max_depth), failure)
-    found = _curvatures(F, point, delta, keys, budget)
+    held = pinned(F, point, symmetries, delta, slope_key) if symmetries else F
+    found = _curvatures(held, point, delta, keys, budget)
     found = {part: _pointed(curvature, point, slope.field, like) for part, curvature in found.items()}
     integral, full = found.get("integral"), found["full"]
     if not slope.finite:
@@ -252,6 +266,7 @@ def certify(
         delta,
         failure,
         verdict == Verdict.undecided and close,
+        len(symmetries),
     )
 
 

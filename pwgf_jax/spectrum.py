@@ -20,6 +20,7 @@ from pwgf_jax.calculus import HessianOperator, Part
 from pwgf_jax.empirical import hessian
 from pwgf_jax.measures import Particles, traceable
 from pwgf_jax.objective import Objective, Point, coordinates
+from pwgf_jax.symmetries import Pinned
 
 __all__ = [
     "FIRST_LOOK",
@@ -191,7 +192,8 @@ def flat_hessian(F: Objective, mu: Point, part: Part) -> tridiagonal.FlatOperato
         >>> flat_hessian(F, Particles.uniform(jnp.zeros((2, 1))), "full").matvec(jnp.ones(2)).tolist()
         [2.0, 2.0]
     """
-    return tridiagonal.flatten(hessian(F, mu, part), coordinates(mu))
+    of = F.hessian(mu, part) if isinstance(F, Pinned) else hessian(F, mu, part)
+    return tridiagonal.flatten(of, coordinates(mu))
 
 
 def sight(F: Objective, mu: Point, part: Part, key: Array, depth: int, failure: float = 1e-3) -> Sighting:

@@ -1,6 +1,7 @@
 """Certificates against dense spectra, and on every saddle and minimum that is known in closed form."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -220,6 +221,49 @@ def test_a_strict_minimum_is_called_one():
     flat = certify(quadratic(1, 0, jnp.float64), at_zero(jnp.float64), eps=1e-6, delta=0.11, key=KEY)
     assert (strict.strict_minimum, flat.strict_minimum) == (True, False)
     assert ("strict local minimum" in strict.summary()) > ("strict local minimum" in flat.summary())
+
+
+def gauge(U, V):
+    """The velocities of U ↦ UR, V ↦ VR⁻ᵀ, which leave UVᵀ as it is: one for each entry of the generator."""
+    for S in np.eye(U.shape[1] * V.shape[1]).reshape(-1, U.shape[1], V.shape[1]).astype(U.dtype):
+        yield {"U": U @ S, "V": -V @ S.T}
+
+
+def test_a_minimum_is_strict_across_its_symmetries(dtype):
+    """½‖UVᵀ − M‖² at UVᵀ = M: a Hessian whose least positive eigenvalue is the sum of two squared singular values."""
+    U, V = jnp.diag(jnp.array([2.0, 1.0], dtype)), jnp.diag(jnp.array([2.0, 1.0], dtype))
+    f = lambda x: jnp.sum((x["U"] @ x["V"].T - U @ V.T) ** 2) / 2  # noqa: E731
+    ask = partial(certify, f, {"U": U, "V": V}, eps=1e-4, delta=0.01, key=KEY)
+    fields = list(gauge(U, V))
+    plain, across, half = ask(), ask(symmetries=fields), ask(symmetries=fields[:2])
+    assert {each.verdict for each in (plain, across, half)} == {Verdict.second_order_stationary}
+    assert (plain.strict_minimum, across.strict_minimum, half.strict_minimum) == (False, True, False)
+    dense = np.linalg.eigvalsh(jax.hessian(lambda z: f({"U": z[0], "V": z[1]}))(jnp.stack([U, V])).reshape(8, 8))
+    assert across.full.eigenvalue == pytest.approx(dense[4], rel=1e-3)
+    assert "but for the symmetries" in across.summary()
+
+
+def test_a_measure_is_a_strict_minimum_but_for_its_symmetries(dtype):
+    """The mean quartic is least where |m| = 1: the mean may turn, and the cloud may change its shape about it."""
+    mu = Particles.uniform(jnp.asarray([[1.0, 1.0], [1.0, -1.0]], dtype))
+    F = lambda mu: (jnp.sum((mu.weights @ mu.points) ** 2) - 1) ** 2 / 4  # noqa: E731
+    turned, wide, high = jnp.asarray([[[0, 1], [0, 1]], [[1, 0], [-1, 0]], [[0, 1], [0, -1]]], dtype)
+    found = certify(F, mu, eps=1e-4, delta=0.01, key=KEY, symmetries=[turned, wide, high])
+    assert found.strict_minimum
+    assert found.full.eigenvalue == pytest.approx(2, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ([jnp.array([1.0, 0.0])], r"symmetries\[0\]: the objective has curvature 8 along it"),
+        ([jnp.array([0.0, 1.0]), jnp.array([0.0, 2.0])], r"symmetries\[1\] is zero or made of those before it"),
+        ([jnp.zeros(3)], r"symmetries\[0\]: leaves of shapes \[\(3,\)\]; give a field like the point, \[\(2,\)\]"),
+    ],
+)
+def test_what_is_no_symmetry_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        certify(lambda x: (x @ x - 1) ** 2, jnp.array([1.0, 0.0]), 1e-3, 0.1, KEY, symmetries=fields)
 
 
 @pytest.mark.slow
