@@ -88,7 +88,7 @@ def summarise(folder: RunFolder) -> str:
 def spoken(folder: RunFolder) -> str:
     """What a terminal is told of a run: the tables that it has columns for, and who was left out of them."""
     arms = folder.arms()
-    first = [arranged(overview(arms))] if len(arms) <= _WIDE else []
+    first = [arranged(overview(arms))] if len(arms) <= _WIDE and not families(arms) else []
     return "\n".join([*first, *map(arranged, _asked_for(folder, arms)), *_notes(arms, folder.seeds.start)])
 
 
@@ -164,7 +164,7 @@ def _last(name: str) -> Callable[[Arm], str]:
 def overview(arms: Mapping[str, Arm]) -> _Rows:
     """How each arm ended, and when it got where."""
     depths = _depths(arms)
-    columns: _Columns = {"final F": lambda arm: _spread(arm.of(arm.objective)[:, -1])}
+    columns: _Columns = {"final F": _final}
     columns["final gradient norm"] = _last("gradient_norm")
     present = {name: title for name, title in _FINAL.items() if any(name in arm.records for arm in arms.values())}
     columns |= {title: _last(name) for name, title in present.items()}
@@ -175,11 +175,21 @@ def overview(arms: Mapping[str, Arm]) -> _Rows:
             columns[f"steps to {label} of F₀"] = lambda arm, fraction=fraction: _reached(
                 arm.first_below(fraction * arm.records[arm.objective][:, :1])
             )
-    columns["jumps"] = lambda arm: _spread(arm.of("perturbed").sum(axis=1).astype(float))
-    columns["stopped at step"] = lambda arm: _spread(arm.taken[arm.finite])
-    columns["ended as"] = lambda arm: ", ".join(f"{n} {status}" for status, n in Counter(arm.statuses).items())
+    columns |= {"jumps": _jumps, "stopped at step": lambda arm: _spread(arm.taken[arm.finite]), "ended as": _ended}
     columns["seconds"] = lambda arm: f"{arm.info.get('seconds', float('nan')):.1f}"
     return _rows(arms, columns)
+
+
+def _final(arm: Arm) -> str:
+    return _spread(arm.of(arm.objective)[:, -1])
+
+
+def _jumps(arm: Arm) -> str:
+    return _spread(arm.of("perturbed").sum(axis=1).astype(float))
+
+
+def _ended(arm: Arm) -> str:
+    return ", ".join(f"{n} {status}" for status, n in Counter(arm.statuses).most_common())
 
 
 def escape(arm: Arm, depth: float) -> np.ndarray:
@@ -233,7 +243,7 @@ def trajectory(arms: Mapping[str, Arm], count: int = 5) -> _Rows:
 
 def _asked_for(folder: RunFolder, arms: Mapping[str, Arm]) -> list[_Rows]:
     """The tables that a config asks for: of targets, of a varied key, of an objective, and of its classes."""
-    tables = [_reaching(arms, folder.info.get("targets", [])), _escapes(arms), *objectives(arms), extremes(arms)]
+    tables = [_reaching(arms, folder.info.get("targets", [])), *_varied(arms), *objectives(arms), extremes(arms)]
     return [rows for rows in tables if rows]
 
 
@@ -250,13 +260,19 @@ def _reaching(arms: Mapping[str, Arm], targets: Sequence[float]) -> _Rows:
     return _rows(arms, columns) if columns else []
 
 
-def _escapes(arms: Mapping[str, Arm]) -> _Rows:
-    """Steps to half of the start's objective, where a key is varied."""
+def _varied(arms: Mapping[str, Arm]) -> list[_Rows]:
+    """When seeds leave and how they end, where a key is varied."""
     grown = families(arms)
     if not grown or any("landmarks" in arm.info for arm in arms.values()):
         return []
     key = next(arm.info["varied"]["key"] for runs in grown.values() for arm in runs.values())
-    return _grid(f"steps to F₀/2, {key} =", grown, lambda arm: _reached(arm.halved))
+    key = key.removeprefix("arms.*.")
+    columns: _Columns = {"steps to F₀/2": lambda arm: _reached(arm.halved), "final F": _final}
+    if any(arm.records["perturbed"].any() for arm in arms.values()):
+        columns["jumps"] = _jumps
+    if {status for arm in arms.values() for status in arm.statuses} - {"budget_spent"}:
+        columns["ended as"] = _ended
+    return [_grid(f"{title}, {key} =", grown, cell) for title, cell in columns.items()]
 
 
 def objectives(arms: Mapping[str, Arm]) -> list[_Rows]:

@@ -1,4 +1,4 @@
-"""A table of the README is what the command beside it prints, from the code as it is.
+"""A table of configs/README.md is what the command beside it prints, from the code as it is.
 
 Its first heading is the command, its rows are arms, its other headings those of numbers in the run's ``summary.md``.
 One row that runs in a minute is held here; the others are made in the same way by hand.
@@ -34,9 +34,9 @@ def tables(text):
 
 
 def of_command(config):
-    """The README's table that a command stands beside."""
+    """The table that a command stands beside."""
     wanted = f"`pwgf run configs/{config}.toml`"
-    found = [rows for rows in tables((ROOT / "README.md").read_text(encoding="utf-8")) if rows[0][0] == wanted]
+    found = [rows for rows in tables((ROOT / "configs" / "README.md").read_text(encoding="utf-8")) if rows[0][0] == wanted]
     assert len(found) == 1, f"{len(found)} tables of {wanted}"
     return found[0]
 
