@@ -9,11 +9,13 @@ from pwgf_jax.flows.presets import certified_pwgf, isotropic_pwgf, pwgf, wgf
 from pwgf_jax.flows.protocol import Evaluation, Flow, FlowState, Status, StepInfo, preset
 from pwgf_jax.flows.spectral import saddle_free_newton, sobolev_descent, wasserstein_newton
 from pwgf_jax.flows.stein import ksd_descent, ksd_direction, svgd, svgd_direction
+from pwgf_jax.flows.weights import Mirror, mirror, reweighted
 
 __all__ = [
     "Evaluation",
     "Flow",
     "FlowState",
+    "Mirror",
     "Seeded",
     "Status",
     "StepInfo",
@@ -29,9 +31,11 @@ __all__ = [
     "langevin",
     "levenberg_marquardt",
     "minibatch",
+    "mirror",
     "noise_injection",
     "preset",
     "pwgf",
+    "reweighted",
     "saddle_free_newton",
     "seeded",
     "sobolev_descent",

@@ -32,7 +32,7 @@ def constructors():
     """The public functions that return a flow and are no combinator of others."""
     named = {name: getattr(flows, name) for name in flows.__all__}
     hints = {name: get_type_hints(thing) for name, thing in named.items() if inspect.isfunction(thing)}
-    combinators = {"flow", "minibatch", "descent", "seeded"}
+    combinators = {"flow", "minibatch", "descent", "reweighted", "seeded"}
     return {name for name, hint in hints.items() if hint.get("return") is Flow} - combinators
 
 
@@ -41,6 +41,7 @@ NEWTON: dict[str, Any] = {"depth": 18}
 FLOWS = {
     "wgf": Entry(lambda: wgf(0.1)),
     "wgf with adam": Entry(lambda: wgf(optax.adam(0.1))),
+    "wgf, weights move": Entry(lambda: flows.reweighted(wgf(0.1), flows.mirror(0.5))),
     "pwgf": Entry(lambda: pwgf(0.1, **JUMPS)),
     "pwgf by lanczos": Entry(lambda: pwgf(0.1, **JUMPS, sampler="lanczos")),
     "certified_pwgf": Entry(lambda: flows.certified_pwgf(0.1, **JUMPS, delta=0.05)),
@@ -58,6 +59,7 @@ FLOWS = {
 # Variations on the others, which CI tests with everything that is slow.
 VARIATIONS = {
     "wgf with adam",
+    "wgf, weights move",
     "pwgf by lanczos",
     "certified_pwgf",
     "isotropic_pwgf",
