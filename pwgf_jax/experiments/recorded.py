@@ -126,6 +126,7 @@ def _stats(tested: bool, pictured: bool, dense: bool, batched: bool, weighted: b
             recorded |= {"curvature": _least_curvature(F, mu)}
         if temperature is not None:
             recorded |= {"free_energy": F(mu) - temperature * entropy(mu)}
-        return recorded | ({"points": mu.points} if pictured else {})
+        seen = {"points": mu.points} | ({"weights": mu.weights} if weighted else {})
+        return recorded | (seen if pictured else {})
 
     return stats
