@@ -3,6 +3,7 @@
 from pwgf_jax.flows.base import flow, gradient, minibatch
 from pwgf_jax.flows.damping import levenberg_marquardt
 from pwgf_jax.flows.diffusion import langevin
+from pwgf_jax.flows.discrepancy import drmmd_descent, drmmd_direction
 from pwgf_jax.flows.injection import adaptive_level, injected, noise_injection
 from pwgf_jax.flows.optimizers import Seeded, descent, seeded
 from pwgf_jax.flows.presets import certified_pwgf, isotropic_pwgf, pwgf, wgf
@@ -22,6 +23,8 @@ __all__ = [
     "adaptive_level",
     "certified_pwgf",
     "descent",
+    "drmmd_descent",
+    "drmmd_direction",
     "flow",
     "gradient",
     "injected",

@@ -36,6 +36,22 @@ def constructors():
     return {name for name, hint in hints.items() if hint.get("return") is Flow} - combinators
 
 
+def of_a_discrepancy(flow):
+    """A flow of ½MMD² alone, on the problem of all: F and a discrepancy to two points."""
+
+    def whole(F, mu):
+        target = jnp.asarray([[1.0, -0.5, 0.2], [-1.0, 0.5, 0.4]], mu.weights.dtype)
+        return F + functionals.mmd(target, gaussian(1.0))
+
+    def init(key, F, mu):
+        return flow.init(key, whole(F, mu), mu)
+
+    def step(key, F, state):
+        return flow.step(key, whole(F, state.mu), state)
+
+    return Flow(init, step)
+
+
 NEWTON: dict[str, Any] = {"depth": 18}
 # By the constructor's name, and what is special about the entry after it.
 FLOWS = {
@@ -49,6 +65,7 @@ FLOWS = {
     "isotropic_pwgf, smooth": Entry(lambda: isotropic_pwgf(0.1, **JUMPS, scale=0.5, lengthscale=1.0)),
     "noise_injection, adaptive": Entry(lambda: flows.noise_injection(0.1, adaptive_level(0.5)), noisy=True),
     "langevin": Entry(lambda: flows.langevin(0.1, temperature=0.1), noisy=True),
+    "drmmd_descent": Entry(lambda: of_a_discrepancy(flows.drmmd_descent(0.1, damping=0.1))),
     "saddle_free_newton": Entry(lambda: flows.saddle_free_newton(0.1, beta=0.1, **NEWTON)),
     "sobolev_descent": Entry(lambda: flows.sobolev_descent(0.1, damping=0.1, **NEWTON)),
     "wasserstein_newton": Entry(lambda: flows.wasserstein_newton(0.1, beta=0.1, **NEWTON)),
