@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from pwgf_jax import Flow, Particles, Status, flows, functionals, isotropic_pwgf, pwgf, wgf
 from pwgf_jax.flows import adaptive_level
-from pwgf_jax.kernels import gaussian
+from pwgf_jax.kernels import feature, gaussian
 from tests.oracles.closed_forms import antithetic
 
 JUMPS: dict[str, Any] = {"eps": 1e-3, "eta_p": 0.1, "k_thres": 3, "f_thres": 1e-4}
@@ -39,9 +39,13 @@ def constructors():
 def of_a_discrepancy(flow):
     """A flow of ½MMD² alone, on the problem of all: F and a discrepancy to two points."""
 
+    def rows(points):
+        return jnp.tanh(jax.vmap(lambda point: ravel_pytree(point)[0])(points))
+
     def whole(F, mu):
-        target = jnp.asarray([[1.0, -0.5, 0.2], [-1.0, 0.5, 0.4]], mu.weights.dtype)
-        return F + functionals.mmd(target, gaussian(1.0))
+        unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], mu.points))[1]
+        target = jax.vmap(unravel)(jnp.asarray([[1.0, -0.5, 0.2], [-1.0, 0.5, 0.4]], mu.weights.dtype))
+        return F + functionals.mmd(Particles.uniform(target), feature(rows))
 
     def init(key, F, mu):
         return flow.init(key, whole(F, mu), mu)
