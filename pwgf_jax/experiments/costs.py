@@ -28,7 +28,8 @@ def cost_model(flow: Call, points: int | None) -> dict[str, float]:
     takes two gradients; with an adaptive level one and as many as it may try, since seeds that share a step wait for
     the one that tries longest. The first variation of a step on the weights counts as a gradient. A score of an energy
     counts as one too: SVGD has one beside the gradient of F if its energy is not F, and KSD descent, which
-    differentiates its scores, one and a product.
+    differentiates its scores, one and a product. DrMMD descent has a gradient beside that of F; what it factors is not
+    counted.
     A jump adds the products of its noise (1 for Hessian-guided noise, 64 by its Lanczos sampler, which takes 32 steps
     on H²; 8 for the energy of isotropic noise, none if its scale is given), the examination of a certificate trigger,
     and the direction where it leads; an examination that ends in no jump is not counted, as it is not recorded. On a
@@ -68,6 +69,8 @@ def _step(name: str, arguments: Mapping[str, Any]) -> float:
         return 1.0 + (level["trials"] if isinstance(level, dict) and level.get("kind") == "adaptive" else 1)
     if name == "ksd_descent":
         return 2 + PRODUCT
+    if name == "drmmd_descent":
+        return 2.0
     return 2.0 if name == "svgd" and "energy" in arguments else 1.0
 
 

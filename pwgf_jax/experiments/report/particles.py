@@ -108,7 +108,7 @@ def draw_snapshots(arms: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> 
                 there = np.flatnonzero(arm["step"] == step)
                 ax.set_visible(there.size > 0)  # an arm may end before the others
                 for at in there:
-                    _cloud(ax, view, arm, at, 2.5)
+                    _cloud(ax, view, arm, int(at), 2.5)
         for ax, step in zip(axes[0], steps, strict=True):
             ax.set_title(f"$k={step}$", fontsize=8)
         view.label(figure)
