@@ -13,7 +13,7 @@ from pwgf_jax.experiments import sources, starts, tables
 from pwgf_jax.experiments.descents import DESCENTS
 from pwgf_jax.experiments.objectives import OBJECTIVES as PROBLEMS
 from pwgf_jax.experiments.own import file_of
-from pwgf_jax.experiments.reading import OWN, Call, Choice, Entry, Table
+from pwgf_jax.experiments.reading import OWN, STANDS_FOR, Call, Choice, Entry, Table
 from pwgf_jax.flows.protocol import is_preset
 
 __all__ = [
@@ -110,13 +110,15 @@ def _data_of(thing: Any) -> tuple[str, ...]:
 
 _JUMPS = Entry(perturbation.hessian_noise, ("part",)).options("Noise")
 _WINDOWED = Entry(transforms.gradient_trigger).options("Jumps", _JUMPS)
+_WEIGHTS = Choice(dict([STANDS_FOR[flows.Mirror][1]])).annotation
 
 
 def _method(thing: Any) -> Entry:
-    """A flow in a config: beside its numbers the size of a minibatch, and where it can be perturbed a table of that."""
+    """A flow in a config: beside its numbers batches and a step on the weights, and jumps where it can be perturbed."""
     takes = inspect.signature(thing).parameters.keys() & {"perturbation", "trigger"}
     jumps = (_WINDOWED if "trigger" in takes else _JUMPS) | None
-    beside = {"batch_size": (int | None, None)} | ({"perturbation": (jumps, None)} if takes else {})
+    beside = {"batch_size": (int | None, None), "weights": (_WEIGHTS | None, None)}
+    beside |= {"perturbation": (jumps, None)} if takes else {}
     return Entry(thing, tuple(takes), beside, Method)
 
 

@@ -26,8 +26,10 @@ def cost_model(flow: Call, points: int | None) -> dict[str, float]:
 
     A gradient counts 1 and a Hessian product 1.3, so that a φ(H)∇F by Lanczos counts 1 + 1.3 · depth. Noise injection
     takes two gradients; with an adaptive level one and as many as it may try, since seeds that share a step wait for
-    the one that tries longest. A score of an energy counts as a gradient: SVGD has one beside the gradient of F if its
-    energy is not F, and KSD descent, which differentiates its scores, one and a product.
+    the one that tries longest. The first variation of a step on the weights counts as a gradient. A score of an energy
+    counts as one too: SVGD has one beside the gradient of F if its energy is not F, and KSD descent, which
+    differentiates its scores, one and a product. DrMMD descent has a gradient beside that of F; what it factors is not
+    counted.
     A jump adds the products of its noise (1 for Hessian-guided noise, 64 by its Lanczos sampler, which takes 32 steps
     on H²; 8 for the energy of isotropic noise, none if its scale is given), the examination of a certificate trigger,
     and the direction where it leads; an examination that ends in no jump is not counted, as it is not recorded. On a
@@ -51,7 +53,7 @@ def cost_model(flow: Call, points: int | None) -> dict[str, float]:
     """
     arguments = flow.arguments
     share = min(arguments.get("batch_size", points) / points, 1.0) if points else 1.0
-    step = _step(flow.name, arguments)
+    step = _step(flow.name, arguments) + ("weights" in arguments)
     jumps = arguments if "k_thres" in arguments else arguments.get("perturbation")
     if jumps is None:
         return {"step": share * step, "jump": 0.0}
@@ -67,6 +69,8 @@ def _step(name: str, arguments: Mapping[str, Any]) -> float:
         return 1.0 + (level["trials"] if isinstance(level, dict) and level.get("kind") == "adaptive" else 1)
     if name == "ksd_descent":
         return 2 + PRODUCT
+    if name == "drmmd_descent":
+        return 2.0
     return 2.0 if name == "svgd" and "energy" in arguments else 1.0
 
 

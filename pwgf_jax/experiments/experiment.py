@@ -32,7 +32,7 @@ from pwgf_jax.experiments.recorded import Measured, at_point, beside_value, spen
 from pwgf_jax.experiments.sizes import check_fits, largest, size_of
 from pwgf_jax.experiments.sources import Data, Source
 from pwgf_jax.experiments.starts import Start
-from pwgf_jax.flows import Flow, descent, minibatch, seeded
+from pwgf_jax.flows import Flow, descent, minibatch, reweighted, seeded
 from pwgf_jax.functionals import functional, potential
 from pwgf_jax.functionals.energies import NEIGHBOUR
 from pwgf_jax.measures import Particles
@@ -256,7 +256,7 @@ def _near(known: list[CriticalPoint], at: str, scale: float) -> Callable[[Array]
 
 
 def flow_of(call: Method) -> Flow:
-    """The flow that an arm of a config names: of its numbers, its noise and trigger, and the size of its batches.
+    """The flow that an arm of a config names: of its numbers, its noise and trigger, its weights and its batches.
 
     Example:
         >>> from pwgf_jax.experiments.catalogue import method
@@ -269,7 +269,7 @@ def flow_of(call: Method) -> Flow:
             "hessian_lipschitz, eps, delta), or name a flow."
         )
     arguments = call.made()
-    size, jumps = arguments.pop("batch_size", None), arguments.pop("perturbation", None)
+    size, jumps, weights = (arguments.pop(name, None) for name in ("batch_size", "perturbation", "weights"))
     if jumps is not None:
         given = jumps.arguments
         window = {name: given.pop(name) for name in inspect.signature(gradient_trigger).parameters if name in given}
@@ -277,6 +277,7 @@ def flow_of(call: Method) -> Flow:
         if window:
             arguments["trigger"] = gradient_trigger(**window)
     method = call.entry.make(**arguments)
+    method = method if weights is None else reweighted(method, weights)
     return method if size is None else minibatch(method, size)
 
 

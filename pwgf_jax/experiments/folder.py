@@ -148,7 +148,10 @@ class RunFolder:
         return tidy(self.to_xarray())
 
     def snapshots(self) -> dict[str, dict[str, np.ndarray]]:
-        """The snapshots of every arm that has them: "step" (k,), "points" (k, N, d) and perhaps "target" (M, d)."""
+        """The snapshots of every arm that has them: "step" (k,), "points" (k, N, d), perhaps "target" (M, d).
+
+        And "weights" (k, N) of arms that move them.
+        """
         arrays = self.arrays("snapshots.npz")
         names = dict.fromkeys(key.partition("/")[0] for key in arrays)
         return {name: _below(arrays, name) for name in names}
@@ -254,9 +257,10 @@ class RunFolder:
         records = {name: np.asarray(value) for name, value in solution.records.items()}
         records["step"] = records["step"][0]
         files: dict[str, Mapping[str, Any]] = {"metrics.npz": records, "final.npz": _final(solution)}
-        if (points := records.pop("points", None)) is not None:
+        if "points" in records:
             at = np.isin(records["step"], np.asarray(snapshots))
-            kept = {"step": records["step"][at], "points": points[0, at]}
+            seen = {name: records.pop(name) for name in ("points", "weights") if name in records}
+            kept = {"step": records["step"][at], **{name: values[0, at] for name, values in seen.items()}}
             files = {"snapshots.npz": kept if target is None else kept | {"target": target}, **files}
         for name, arrays in files.items():
             try:

@@ -386,6 +386,7 @@ STANDS_FOR: dict[Any, tuple[str, tuple[str, Mapping[str, Entry]]]] = {
     ),
     Energy: ("Energies", ("kind", {"gaussian": Entry(Normal), "three_rings": Entry(ThreeRings)} | OWN)),
     AdaptiveLevel: ("Levels of noise", ("kind", {"adaptive": Entry(flows.adaptive_level)})),
+    flows.Mirror: ("Steps on the weights", ("kind", {"mirror": Entry(flows.mirror)})),
     LevenbergMarquardt: ("Damping rules", ("kind", {"levenberg_marquardt": Entry(flows.levenberg_marquardt)})),
     optax.GradientTransformation: ("Optimizers of optax", ("optimizer", _from_optax("optimizer"))),
     optax.Schedule: ("Schedules of optax", ("schedule", _from_optax("schedule"))),

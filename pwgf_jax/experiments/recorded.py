@@ -103,26 +103,30 @@ def beside_value(tested: bool, pictured: bool, dense: bool, arm: Method) -> Any:
     """What is recorded beside the flow's own value.
 
     On held-out data; on all data where the flow sees a batch; what a flow at a constant temperature descends; and the
-    points where they are asked for; and the least curvature of a Hessian that is small.
+    points where they are asked for; the least curvature of a Hessian that is small; and where the weights move how
+    many particles of equal weight they are worth, 1/Σw².
     """
     given = arm.arguments.get("temperature")
     temperature = given if isinstance(given, float) else None
-    return _stats(tested, pictured, dense, "batch_size" in arm.arguments, temperature)
+    return _stats(tested, pictured, dense, "batch_size" in arm.arguments, "weights" in arm.arguments, temperature)
 
 
 @cache  # arms that record the same are compiled once
-def _stats(tested: bool, pictured: bool, dense: bool, batched: bool, temperature: float | None) -> Any:
-    if not (tested or batched or temperature is not None or pictured or dense):
+def _stats(tested: bool, pictured: bool, dense: bool, batched: bool, weighted: bool, temperature: float | None) -> Any:
+    if not (tested or batched or weighted or temperature is not None or pictured or dense):
         return None
 
     def stats(F: Functional, mu: Particles) -> dict[str, Array]:
         recorded = F.measured(mu) if isinstance(F, Measured) else {}
         if batched:
             recorded |= {"full_value": F(mu)}
+        if weighted:
+            recorded |= {"effective_particles": 1 / jnp.sum(mu.weights**2)}
         if dense:
             recorded |= {"curvature": _least_curvature(F, mu)}
         if temperature is not None:
             recorded |= {"free_energy": F(mu) - temperature * entropy(mu)}
-        return recorded | ({"points": mu.points} if pictured else {})
+        seen = {"points": mu.points} | ({"weights": mu.weights} if weighted else {})
+        return recorded | (seen if pictured else {})
 
     return stats

@@ -1,4 +1,4 @@
-"""The one composition that every method is a point of: direction ∘ optimizer ∘ noise ∘ perturbation ∘ trigger."""
+"""The one composition that every method is a point of: direction, optimizer, noise, weights, perturbation, trigger."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from jaxtyping import Array, Float
 from pwgf_jax import arguments
 from pwgf_jax.arguments import check_key
 from pwgf_jax.calculus import Functional, value_and_wasserstein_gradient
-from pwgf_jax.flows.protocol import Evaluation, Flow, FlowState, Status, StepInfo
-from pwgf_jax.measures import Particles, norm, per_particle
+from pwgf_jax.flows.protocol import Evaluation, Flow, FlowState, Reweighting, Status, StepInfo
+from pwgf_jax.flows.weights import reweighted
+from pwgf_jax.measures import Field, Particles, norm, per_particle
 from pwgf_jax.perturbation import Noise
 from pwgf_jax.transforms.branches import where_it_fires
 from pwgf_jax.transforms.isometry import OfParticles
@@ -104,6 +105,7 @@ def flow(
     trigger: Trigger | None = None,
     *,
     noise: Noise | None = None,
+    weights: Reweighting | None = None,
 ) -> Flow:
     r"""Compose a method: :math:`\mu_{k+1}=(\mathrm{Id}+u_k)_\sharp\mu_k`, u_k the optimizer's update for the direction.
 
@@ -125,6 +127,8 @@ def flow(
         noise: (key, F, mu, step) -> displacement field, drawn afresh in every step at the measure that the update
             leaves from and added to the update, so that the optimizer neither sees nor scales it; see
             :func:`pwgf_jax.perturbation.gaussian_noise`.
+        weights: (key, F, mu, step) -> new weights, a step on them after every step in the points, such as
+            :func:`pwgf_jax.flows.mirror`; None keeps them.
 
     Returns:
         A :class:`Flow`.
@@ -168,7 +172,15 @@ def flow(
         if trigger is not None:
             fires = active & trigger.should_perturb(state.window, state.step, state.window.gradient_norm)
             moved, jumps = _jump(fires, jump_key, F, state, direction, perturbation, trigger)
-        after = _descend(next_key, F, moved, direction, transform, noise)
+        if noise is not None:
+            next_key, noise_key = jax.random.split(next_key)
+        after = _descend(F, moved, transform, None if noise is None else noise(noise_key, F, moved.mu, moved.step))
+        if weights is not None:
+            weights_key = jax.random.fold_in(next_key, 3)
+            mu = Particles(after.mu.points, weights(weights_key, F, after.mu, moved.step))
+            after = after._replace(mu=mu)
+        evaluation = direction(next_key, F, after.mu, after.step)
+        after = after._replace(evaluation=evaluation, status=_finite_status(evaluation, after.status))
         # A measure that is not finite is never entered: the one before it is kept.
         after = _choose(after.status == Status.not_finite, state._replace(status=after.status), after)
         if trigger is not None:
@@ -178,7 +190,10 @@ def flow(
         jumps = jumps | (active & told)
         return after, StepInfo(after.evaluation.value, after.evaluation.gradient_norm, jumps, after.status)
 
-    return Flow(init, step)
+    def reweigh(weights: Reweighting) -> Flow:
+        return flow(direction, optimizer, perturbation, trigger, noise=noise, weights=weights)
+
+    return Flow(init, step, reweigh=reweigh)
 
 
 def minibatch(method: Flow, size: int) -> Flow:
@@ -225,7 +240,7 @@ def minibatch(method: Flow, size: int) -> Flow:
         check_key(key, "Flow.step")
         return method.step(*sampled(key, F), state)
 
-    return Flow(init, step)
+    return Flow(init, step, reweigh=lambda weights: minibatch(reweighted(method, weights), size))
 
 
 def _jump(
@@ -254,14 +269,9 @@ def _jump(
 
 
 def _descend(
-    key: Array,
-    F: Functional,
-    state: FlowState,
-    direction: Direction,
-    transform: optax.GradientTransformationExtraArgs,
-    noise: Noise | None,
+    F: Functional, state: FlowState, transform: optax.GradientTransformationExtraArgs, noise: Field | None
 ) -> FlowState:
-    """One step of the optimizer along the direction, the noise, and the evaluation where they lead."""
+    """One step of the optimizer along the direction, and the noise; what is there is yet to be evaluated."""
     mu, evaluation = state.mu, state.evaluation
     # optax mixes dtypes (adam raises a float to an int32 power): strict users need not give it up.
     with jax.numpy_dtype_promotion("standard"):
@@ -276,12 +286,9 @@ def _descend(
     # An optimizer that widens its state may not change the carry's dtypes.
     optimizer = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), optimizer, state.optimizer)
     if noise is not None:
-        key, noise_key = jax.random.split(key)
-        updates = jax.tree.map(operator.add, updates, noise(noise_key, F, mu, state.step))
+        updates = jax.tree.map(operator.add, updates, noise)
     mu = mu.moved_to(optax.apply_updates(mu.points, updates))
-    evaluation = direction(key, F, mu, state.step + 1)
-    status = _finite_status(evaluation, state.status)
-    return state._replace(mu=mu, evaluation=evaluation, optimizer=optimizer, step=state.step + 1, status=status)
+    return state._replace(mu=mu, optimizer=optimizer, step=state.step + 1)
 
 
 def _judge(step: Array, state: FlowState, trigger: Trigger) -> FlowState:

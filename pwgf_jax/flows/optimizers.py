@@ -11,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from pwgf_jax.calculus import Functional
 from pwgf_jax.flows.base import Direction, flow, gradient
-from pwgf_jax.flows.protocol import Flow, FlowState, StepInfo
+from pwgf_jax.flows.protocol import Flow, FlowState, Reweighting, StepInfo
 from pwgf_jax.measures import Particles
 
 __all__ = ["Seeded", "descent", "seeded"]
@@ -124,7 +124,9 @@ def descent(make: Callable[[Array], optax.GradientTransformation], **extra_args:
     return _seeded("descent", make, of_one, gradient)
 
 
-def _seeded(caller: str, make: Any, seen: Callable[..., Any], direction: Direction) -> Flow:
+def _seeded(
+    caller: str, make: Any, seen: Callable[..., Any], direction: Direction, weights: Reweighting | None = None
+) -> Flow:
     if not callable(make):
         raise TypeError(
             f"{caller}: make is a {type(make).__name__}; give a function of a key, such as lambda key: optax.sgd(0.1)."
@@ -134,7 +136,7 @@ def _seeded(caller: str, make: Any, seen: Callable[..., Any], direction: Directi
         made = make(key)
         if not isinstance(made, optax.GradientTransformation):
             raise TypeError(f"{caller}: make(key) returns a {type(made).__name__}; return an optax transformation.")
-        return flow(direction, seen(made))
+        return flow(direction, seen(made), weights=weights)
 
     def init(key: Array, F: Functional, mu: Particles) -> FlowState:
         seed, key = jax.random.split(key)
@@ -146,7 +148,7 @@ def _seeded(caller: str, make: Any, seen: Callable[..., Any], direction: Directi
         after, info = method(seed).step(key, F, state._replace(optimizer=inner))
         return after._replace(optimizer=Seeded(seed, after.optimizer)), info
 
-    return Flow(init, step)
+    return Flow(init, step, reweigh=lambda weights: _seeded(caller, make, seen, direction, weights))
 
 
 def _first(points: PyTree) -> PyTree:

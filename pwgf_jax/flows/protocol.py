@@ -7,16 +7,19 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, NamedTuple, ParamSpec, TypeAlias
 
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from pwgf_jax.calculus import Functional
 from pwgf_jax.measures import Field, Particles
 
-__all__ = ["Evaluation", "Flow", "FlowState", "Recipe", "Status", "StepInfo", "is_preset", "preset"]
+__all__ = ["Evaluation", "Flow", "FlowState", "Recipe", "Reweighting", "Status", "StepInfo", "is_preset", "preset"]
 
 _Given = ParamSpec("_Given")
+
+Reweighting: TypeAlias = Callable[[Array, Functional, Particles, Any], Float[Array, " n"]]
+"""(key, F, mu, step) -> new weights of the same mass, the points held fixed."""
 
 
 class Status(enum.IntEnum):
@@ -216,16 +219,19 @@ class Flow(NamedTuple):
         init: (key, F, mu) -> state.
         step: (key, F, state) -> (state, info); the identity once the status is final.
         recipe: how a :func:`preset` makes it of its numbers, None of a flow composed by hand.
+        reweigh: makes the same method with a step on the weights, see :func:`pwgf_jax.flows.reweighted`; None of a
+            flow that :func:`pwgf_jax.flow` has not made.
 
     Example:
         >>> from pwgf_jax.flows import wgf
         >>> wgf(0.1)._fields
-        ('init', 'step', 'recipe')
+        ('init', 'step', 'recipe', 'reweigh')
     """
 
     init: Callable[[Array, Functional, Particles], FlowState]
     step: Callable[[Array, Functional, FlowState], tuple[FlowState, StepInfo]]
     recipe: Recipe | None = None
+    reweigh: Callable[[Reweighting], Flow] | None = None
 
     def __repr__(self) -> str:
         return "Flow(init, step)" if self.recipe is None else repr(self.recipe)

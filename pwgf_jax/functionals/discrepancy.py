@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from pwgf_jax.functionals.base import Combinable
-from pwgf_jax.kernels import Kernel, coulomb
+from pwgf_jax.kernels import Kernel, coulomb, de_regularised
 from pwgf_jax.measures import Particles
 
 __all__ = ["Mmd", "coulomb_discrepancy", "mmd"]
@@ -101,6 +101,15 @@ class Mmd(Combinable):
         rows = jax.random.choice(key, self.target.size, (size,), replace=False)
         points = jax.tree.map(lambda leaf: leaf[rows], self.target.points)
         return replace(self, target=Particles(points, self.target.weights[rows] * (self.target.size / size)))
+
+    def de_regularised(self, damping: float | Array) -> Mmd:
+        """The de-regularised discrepancy to the same target, ½DrMMD², see :func:`pwgf_jax.kernels.de_regularised`."""
+        return mmd(
+            self.target,
+            de_regularised(self.kernel, self.target, damping),
+            statistic=self.statistic,  # pyright: ignore[reportArgumentType]
+            chunk_size=self.chunk_size,
+        )
 
     def _target_for(self, points: PyTree) -> Particles:
         """The target in the dtype of points of its own kind."""

@@ -34,6 +34,7 @@ class StudentTeacher(Combinable):
         targets: the teacher's outputs, shape (M, 1).
         width: s, of the output non-linearity.
         coupling: ``"block"`` or ``"dense"``.
+        damping: λ of :meth:`de_regularised`; None of the plain functional.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -47,6 +48,7 @@ class StudentTeacher(Combinable):
     targets: Float[Array, "*batch m 1"]
     width: float = field(default=2.0, metadata={"static": True})
     coupling: Coupling = field(default="block", metadata={"static": True})
+    damping: Any = None
 
     def features(self, points: PyTree, inputs: Float[Array, "b p"]) -> Float[Array, "n b"]:
         r"""Every particle's outputs :math:`\psi(z_b,x_i)`."""
@@ -80,15 +82,36 @@ class StudentTeacher(Combinable):
 
     def of_moments(self, moments: Float[Array, "1 m"]) -> Float[Array, ""]:
         """Half the mean squared distance from the teacher's outputs."""
-        return jnp.mean((moments - self.targets.T) ** 2) / 2
+        if self.damping is None:
+            return jnp.mean((moments - self.targets.T) ** 2) / 2
+        return jnp.sum(self._residuals(moments) ** 2) / 2
 
     def __call__(self, mu: Particles) -> Float[Array, ""]:
         """The value F(μ)."""
         return self.of_moments(self.moments(mu))
 
     def residuals(self, mu: Particles) -> Float[Array, "1 m"]:
-        """The distances from the teacher's outputs, over √M."""
-        return (self.moments(mu) - self.targets.T) / self.targets.shape[0] ** 0.5
+        """The distances from the teacher's outputs, over √M; de-regularised, in the root of its metric."""
+        return self._residuals(self.moments(mu))
+
+    def _residuals(self, moments: Float[Array, "1 m"]) -> Float[Array, "1 m"]:
+        plain, teacher = (each / self.targets.shape[0] ** 0.5 for each in (moments - self.targets.T, self.targets.T))
+        if self.damping is None:
+            return plain
+        # The covariance is uuᵀ with u the teacher's outputs over √M: λ/(uuᵀ + λ) is λ/(|u|² + λ) along u, else one.
+        damping = jnp.asarray(self.damping, plain.dtype)
+        square = jnp.sum(teacher * teacher)
+        along = jnp.sum(plain * teacher) / jnp.where(square > 0, square, 1)
+        shrunk = 1 - jnp.sqrt(damping / (square + damping))
+        return jnp.sqrt((1 + damping) / damping) * (plain - shrunk * along * teacher)
+
+    def de_regularised(self, damping: float | Array) -> StudentTeacher:
+        r"""The de-regularised discrepancy, ½DrMMD², for a teacher of one network, whose outputs are its features.
+
+        In the dual of the data :math:`\frac{1+\lambda}{2}r^\top(uu^\top+\lambda)^{-1}r`, r and u the residuals and the
+        teacher's outputs over √M. A direction of r differs from the others, that of u.
+        """
+        return replace(self, damping=damping)
 
     def predict(self, mu: Particles, inputs: Float[Array, "b p"]) -> Float[Array, "b 1"]:
         """The mean network's outputs."""

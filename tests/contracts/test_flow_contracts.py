@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 
 from pwgf_jax import Flow, Particles, Status, flows, functionals, isotropic_pwgf, pwgf, wgf
 from pwgf_jax.flows import adaptive_level
-from pwgf_jax.kernels import gaussian
+from pwgf_jax.kernels import feature, gaussian
 from tests.oracles.closed_forms import antithetic
 
 JUMPS: dict[str, Any] = {"eps": 1e-3, "eta_p": 0.1, "k_thres": 3, "f_thres": 1e-4}
@@ -32,8 +32,28 @@ def constructors():
     """The public functions that return a flow and are no combinator of others."""
     named = {name: getattr(flows, name) for name in flows.__all__}
     hints = {name: get_type_hints(thing) for name, thing in named.items() if inspect.isfunction(thing)}
-    combinators = {"flow", "minibatch", "descent", "seeded"}
+    combinators = {"flow", "minibatch", "descent", "reweighted", "seeded"}
     return {name for name, hint in hints.items() if hint.get("return") is Flow} - combinators
+
+
+def of_a_discrepancy(flow):
+    """A flow of ½MMD² alone, on the problem of all: F and a discrepancy to two points."""
+
+    def rows(points):
+        return jnp.tanh(jax.vmap(lambda point: ravel_pytree(point)[0])(points))
+
+    def whole(F, mu):
+        unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], mu.points))[1]
+        target = jax.vmap(unravel)(jnp.asarray([[1.0, -0.5, 0.2], [-1.0, 0.5, 0.4]], mu.weights.dtype))
+        return F + functionals.mmd(Particles.uniform(target), feature(rows))
+
+    def init(key, F, mu):
+        return flow.init(key, whole(F, mu), mu)
+
+    def step(key, F, state):
+        return flow.step(key, whole(F, state.mu), state)
+
+    return Flow(init, step)
 
 
 NEWTON: dict[str, Any] = {"depth": 18}
@@ -41,6 +61,7 @@ NEWTON: dict[str, Any] = {"depth": 18}
 FLOWS = {
     "wgf": Entry(lambda: wgf(0.1)),
     "wgf with adam": Entry(lambda: wgf(optax.adam(0.1))),
+    "wgf, weights move": Entry(lambda: flows.reweighted(wgf(0.1), flows.mirror(0.5))),
     "pwgf": Entry(lambda: pwgf(0.1, **JUMPS)),
     "pwgf by lanczos": Entry(lambda: pwgf(0.1, **JUMPS, sampler="lanczos")),
     "certified_pwgf": Entry(lambda: flows.certified_pwgf(0.1, **JUMPS, delta=0.05)),
@@ -48,6 +69,7 @@ FLOWS = {
     "isotropic_pwgf, smooth": Entry(lambda: isotropic_pwgf(0.1, **JUMPS, scale=0.5, lengthscale=1.0)),
     "noise_injection, adaptive": Entry(lambda: flows.noise_injection(0.1, adaptive_level(0.5)), noisy=True),
     "langevin": Entry(lambda: flows.langevin(0.1, temperature=0.1), noisy=True),
+    "drmmd_descent": Entry(lambda: of_a_discrepancy(flows.drmmd_descent(0.1, damping=0.1))),
     "saddle_free_newton": Entry(lambda: flows.saddle_free_newton(0.1, beta=0.1, **NEWTON)),
     "sobolev_descent": Entry(lambda: flows.sobolev_descent(0.1, damping=0.1, **NEWTON)),
     "wasserstein_newton": Entry(lambda: flows.wasserstein_newton(0.1, beta=0.1, **NEWTON)),
@@ -58,6 +80,7 @@ FLOWS = {
 # Variations on the others, which CI tests with everything that is slow.
 VARIATIONS = {
     "wgf with adam",
+    "wgf, weights move",
     "pwgf by lanczos",
     "certified_pwgf",
     "isotropic_pwgf",

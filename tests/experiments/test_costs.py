@@ -83,6 +83,7 @@ def slow(table):
     "table",
     [
         {"flow": "wgf"},
+        {"flow": "wgf", "weights": {"kind": "mirror", "step_size": 0.1}},
         slow({"flow": "langevin", "temperature": 0.1}),
         slow({"flow": "noise_injection", "level": 0.1}),
         {"flow": "noise_injection", "level": ADAPTIVE},

@@ -85,6 +85,24 @@ def test_a_run_keeps_and_draws_the_particles_of_its_first_seed(rings, tmp_path):
     assert (out / "particles.pdf").exists()
 
 
+def test_weights_that_move_are_kept_with_the_points_and_told(rings, tmp_path):
+    out = tmp_path / "out"
+    moving = 'arms.injected.weights={kind="mirror", step_size=0.5}'
+    assert main(["run", str(rings), "--out", str(out), "--quiet", "--set", moving]) == 0
+    with np.load(out / "snapshots.npz") as file:
+        kept = file["injected/weights"]
+    with np.load(out / "final.npz") as file:
+        final = file["injected/weights"]
+    with np.load(out / "metrics.npz") as file:
+        effective = file["injected/effective_particles"]
+        assert "injected/weights" not in file
+    np.testing.assert_allclose(kept[0], 1 / 5)
+    np.testing.assert_array_equal(kept[-1], final[0])
+    np.testing.assert_allclose(effective[:, -1], 1 / np.sum(final**2, axis=1))
+    assert np.ptp(final[0]) > 1e-4
+    assert "effective particles" in (out / "summary.md").read_text(encoding="utf-8")
+
+
 def test_tables_with_a_kind_survive_being_written(rings):
     config = load(rings, ['arms.b={flow="noise_injection", step_size=1, level={kind="adaptive", largest=1}}'])
     assert parse(tomllib.loads(dump(config))) == config

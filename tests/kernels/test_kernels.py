@@ -8,6 +8,7 @@ from scipy.spatial.distance import pdist
 
 from pwgf_jax.kernels import (
     coulomb,
+    de_regularised,
     energy,
     feature,
     gaussian,
@@ -36,6 +37,16 @@ def waves(x):
     return jnp.tanh(x @ array(np.arange(1.0, 3.0 * x.shape[1] + 1).reshape(x.shape[1], 3) / 4, x.dtype))
 
 
+NEAR = jnp.asarray(rng(7).normal(size=(3, 2)))
+
+
+def preconditioned(k, x, y, damping):
+    """Woodbury's form with the inverse of a dense matrix, pair by pair."""
+    at = lambda z: jax.vmap(lambda target: k(target, z))(NEAR)  # noqa: E731
+    matrix = jax.vmap(at)(NEAR) + len(NEAR) * damping * jnp.eye(len(NEAR))
+    return (1 + damping) / damping * (k(x, y) - at(x) @ jnp.linalg.solve(matrix, at(y)))
+
+
 # radial kernels as functions of the squared distance
 PROFILES = {
     "gaussian": (gaussian(1.3), lambda s: jnp.exp(-s / (2 * 1.3**2))),
@@ -57,6 +68,11 @@ KERNELS = {
     "gaussian": (gaussian(1.3), lambda x, y: jnp.exp(-squared(x, y) / (2 * 1.3**2)), 2),
     "coulomb in 6": (coulomb(6), lambda x, y: squared(x, y) ** -2, 6),
     "feature": (2 * feature(waves), lambda x, y: 2 / 3 * jnp.dot(waves(x[None])[0], waves(y[None])[0]), 2),
+    "de-regularised": (
+        0.5 * de_regularised(gaussian(1.3), NEAR, 0.3),
+        lambda x, y: 0.5 * preconditioned(lambda x, y: jnp.exp(-squared(x, y) / (2 * 1.3**2)), x, y, 0.3),
+        2,
+    ),
     "mixed sum": (
         0.5 * (laplace(1.0) + feature(lambda x: x) * feature(lambda x: x)),
         lambda x, y: 0.5 * (jnp.exp(-jnp.sqrt(squared(x, y))) + jnp.dot(x, y) ** 2 / 4),

@@ -60,13 +60,20 @@ def _view(arms: Mapping[str, Mapping[str, np.ndarray]]) -> _View:
     return _View(centre, axes, low - margin, high + margin)
 
 
-def _cloud(ax: Any, view: _View, arm: Mapping[str, np.ndarray], points: np.ndarray, size: float) -> tuple[Any, Any]:
-    """The particles over their target; what to change for the next picture."""
+def _cloud(ax: Any, view: _View, arm: Mapping[str, np.ndarray], at: int, size: float) -> tuple[Any, Any]:
+    """The particles of one record over their target; what to change for the next picture."""
+    points = arm["points"][at]
     if "target" in arm:
         ax.scatter(*view(arm["target"]).T, s=0.6 * size, color="0.75", linewidths=0)
-    dots = ax.scatter(*view(points).T, s=size, color=style(2)["color"], linewidths=0)
+    dots = ax.scatter(*view(points).T, s=_sizes(arm, at, size), color=style(2)["color"], linewidths=0)
     said = ax.text(0.98, 0.02, _outside(view, points), transform=ax.transAxes, fontsize=2 * size, ha="right")
     return dots, said
+
+
+def _sizes(arm: Mapping[str, np.ndarray], at: int, size: float) -> np.ndarray:
+    """Areas of the dots: as the weights are, where these move."""
+    count = arm["points"].shape[1]
+    return size * (count * arm["weights"][at] if "weights" in arm else np.ones(count))
 
 
 def _outside(view: _View, points: np.ndarray) -> str:
@@ -83,11 +90,12 @@ def draw_snapshots(arms: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> 
     """Draw where the particles are: an arm a row, a step a column, the target in grey.
 
     Particles in a plane are drawn as they are; those of more dimensions by their shadow on the two leading principal
-    axes of all recorded points, which the figure says. The frame leaves out the outermost 0.2 % of all points on each
-    side, so that a few that fly off do not shrink the picture, and says how many particles it does not show.
+    axes of all recorded points, which the figure says. Where weights move, a particle's area is as its weight. The
+    frame leaves out the outermost 0.2 % of all points on each side, so that a few that fly off do not shrink the
+    picture, and says how many particles it does not show.
 
     Args:
-        arms: snapshots by label, each with "step" (k,), "points" (k, N, d) and perhaps "target" (M, d).
+        arms: snapshots by label, each with "step" (k,), "points" (k, N, d), perhaps "target" (M, d), "weights" (k, N).
         path: where to, without a suffix.
     """
     steps, view = _steps(arms), _view(arms)
@@ -97,10 +105,10 @@ def draw_snapshots(arms: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> 
             row[0].set_ylabel(label, fontsize=min(9, 170 / len(label)))
             for ax, step in zip(row, steps, strict=True):
                 view.dress(ax)
-                there = arm["points"][arm["step"] == step]
-                ax.set_visible(len(there) > 0)  # an arm may end before the others
-                for points in there:
-                    _cloud(ax, view, arm, points, 2.5)
+                there = np.flatnonzero(arm["step"] == step)
+                ax.set_visible(there.size > 0)  # an arm may end before the others
+                for at in there:
+                    _cloud(ax, view, arm, int(at), 2.5)
         for ax, step in zip(axes[0], steps, strict=True):
             ax.set_title(f"$k={step}$", fontsize=8)
         view.label(figure)
@@ -125,7 +133,7 @@ def animate(arms: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> list[Pa
         for ax, (label, arm) in zip(axes, arms.items(), strict=False):
             view.dress(ax)
             ax.set_title(label, fontsize=8)
-            shown.append((arm, *_cloud(ax, view, arm, arm["points"][0], 4.0)))
+            shown.append((arm, *_cloud(ax, view, arm, 0, 4.0)))
         for ax in axes[len(arms) :]:
             ax.set_visible(False)
         view.label(figure)
@@ -135,9 +143,10 @@ def animate(arms: Mapping[str, Mapping[str, np.ndarray]], path: Path) -> list[Pa
             for step in steps:
                 title.set_text(f"$k={step}$")
                 for arm, dots, said in shown:
-                    points = arm["points"][max(np.searchsorted(arm["step"], step, side="right") - 1, 0)]
-                    dots.set_offsets(view(points))
-                    said.set_text(_outside(view, points))
+                    at = max(int(np.searchsorted(arm["step"], step, side="right")) - 1, 0)
+                    dots.set_offsets(view(arm["points"][at]))
+                    dots.set_sizes(_sizes(arm, at, 4.0))
+                    said.set_text(_outside(view, arm["points"][at]))
                 yield step
 
         rate = max(2, len(steps) // _SECONDS)

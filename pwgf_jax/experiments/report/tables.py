@@ -28,6 +28,7 @@ _FINAL = {
     "test_accuracy": "final test accuracy",
     "head_accuracy": "that of the head",
     "tail_accuracy": "that of the tail",
+    "effective_particles": "effective particles 1/Σw²",
 }
 _FORMER = (
     "Version 0.1.0 said so where a perturbation bought no decrease within its window, and where a certificate held; "
