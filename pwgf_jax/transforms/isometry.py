@@ -66,7 +66,7 @@ def transformation(
 
     Args:
         init: params -> state, which holds no coordinates of ``params`` to be compared with later ones.
-        update: (updates, state, params, **extra_args) -> (updates, state), of Euclidean parameters.
+        update: ``(updates, state, params, **extra_args) -> (updates, state)``, of Euclidean parameters.
 
     Returns:
         An optax transformation.
