@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from pwgf_jax.forms import Functional, LinearForm, MomentForm, PairwiseForm, SumForm, derivative
+from pwgf_jax.forms import Functional, LinearForm, MomentForm, PairwiseForm, SumForm, VariationForm, derivative
 from pwgf_jax.measures import Field, Particles, per_particle
 from pwgf_jax.memory import linearized
 
@@ -43,7 +43,7 @@ def _sees_weights(F: Functional, mu: Particles) -> None:
     if isinstance(F, SumForm):
         for _, part in F.terms:
             _sees_weights(part, mu)
-    if isinstance(F, LinearForm | MomentForm | PairwiseForm | SumForm):
+    if isinstance(F, LinearForm | MomentForm | PairwiseForm | SumForm | VariationForm):
         return
     program: Any = jax.make_jaxpr(F)(mu).jaxpr
     reached = {id(variable) for variable in program.outvars}

@@ -26,6 +26,7 @@ __all__ = [
     "PairwiseForm",
     "Predictor",
     "SumForm",
+    "VariationForm",
     "derivative",
     "least_squares",
     "summands",
@@ -111,6 +112,26 @@ class PairwiseForm(Protocol):
 
     def external(self, points: PyTree) -> Float[Array, " n"]:
         """The potential V(x_i)."""
+        ...
+
+
+@runtime_checkable
+class VariationForm(Protocol):
+    r"""A functional that declares its first variation, :math:`\frac{\delta F}{\delta\mu}(\mu)(x)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> class Square:
+        ...     def variation(self, mu, x):
+        ...         return x @ (mu.weights @ mu.points)
+        ...     def __call__(self, mu):
+        ...         return jnp.sum((mu.weights @ mu.points) ** 2) / 2
+        >>> isinstance(Square(), VariationForm)
+        True
+    """
+
+    def variation(self, mu: Particles, points: PyTree) -> Float[Array, " n"]:
+        """The first variation at any points, differentiable in them and in μ."""
         ...
 
 
@@ -231,6 +252,9 @@ def derivative(F: Functional) -> Callable[[Particles, Particles], Float[Array, "
         return lambda mu, nu: jax.jvp(F.of_moments, (F.moments(mu),), (F.moments(nu),))[1]
     if isinstance(F, PairwiseForm):
         return lambda mu, nu: nu.weights @ (F.interaction(nu.points, mu.points) @ mu.weights + F.external(nu.points))
+
+    if isinstance(F, VariationForm):
+        return lambda mu, nu: nu.weights @ F.variation(mu, nu.points)
 
     def along(mu: Particles, nu: Particles) -> Float[Array, ""]:
         zero = jnp.zeros((), mu.weights.dtype)

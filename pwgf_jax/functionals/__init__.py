@@ -15,12 +15,14 @@ from pwgf_jax.functionals.network import (
 )
 from pwgf_jax.functionals.stein import stein_discrepancy
 from pwgf_jax.functionals.teacher import StudentTeacher, small_networks, student_teacher
+from pwgf_jax.functionals.transport import SinkhornDivergence, sinkhorn_divergence
 
 __all__ = [
     "ACTIVATIONS",
     "Combinable",
     "MeanFieldNetwork",
     "Mmd",
+    "SinkhornDivergence",
     "StudentTeacher",
     "Sum",
     "coulomb_discrepancy",
@@ -32,6 +34,7 @@ __all__ = [
     "mean_field_regression",
     "mmd",
     "potential",
+    "sinkhorn_divergence",
     "small_networks",
     "stein_discrepancy",
     "student_teacher",
