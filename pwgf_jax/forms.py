@@ -24,6 +24,7 @@ __all__ = [
     "LinearForm",
     "MomentForm",
     "PairwiseForm",
+    "Piecewise",
     "Predictor",
     "SumForm",
     "VariationForm",
@@ -159,6 +160,16 @@ class LeastSquares(Protocol):
 
     def residuals(self, mu: Particles) -> Float[Array, "..."]:
         """The residual r, an array of any shape with the scale of F in it: (outputs − targets)/√M for a mean of M."""
+        ...
+
+
+@runtime_checkable
+class Piecewise(Protocol):
+    """A functional that is differentiable piece by piece, and has no Hessian: what jumps between pieces is not seen."""
+
+    @property
+    def no_hessian(self) -> str:
+        """Why, and what to do, in a sentence."""
         ...
 
 

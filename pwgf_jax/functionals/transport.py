@@ -195,7 +195,7 @@ def sinkhorn_divergence(
 ) -> SinkhornDivergence:
     r"""The Sinkhorn divergence, optimal transport with entropy and without its bias.
 
-    .. math:: S_\varepsilon(\mu,\nu)=OT_\varepsilon(\mu,\nu)-\tfrac12OT_\varepsilon(\mu,\mu)-\tfrac12OT_\varepsilon(\nu,\nu)
+    .. math:: F(\mu)=OT_\varepsilon(\mu,\nu)-\tfrac12OT_\varepsilon(\mu,\mu)-\tfrac12OT_\varepsilon(\nu,\nu)
 
     :math:`OT_\varepsilon(\mu,\nu)=\min_\pi\int\frac12|x-y|^2\,d\pi+\varepsilon\,\mathrm{KL}(\pi|\mu\otimes\nu)`, over
     couplings π; |·| is Euclidean over all coordinates of a point. Non-negative, convex in μ, zero at ν alone; it
