@@ -147,8 +147,8 @@ def _primitive(quantiles: Float[Array, " k"], t: Float[Array, " n"]) -> Float[Ar
     count = quantiles.shape[0] - 1
     pieces = (quantiles[1:] + quantiles[:-1]) / (2 * count)
     sums = jnp.concatenate([jnp.zeros_like(pieces[:1]), jnp.cumsum(pieces)])
-    k = jax.lax.stop_gradient(jnp.clip(jnp.floor(t * count), 0, count - 1)).astype(jnp.int32)
-    rest = t - k / jnp.asarray(count, t.dtype)
+    first = jax.lax.stop_gradient(jnp.clip(jnp.floor(t * count), 0, count - 1))
+    k, rest = first.astype(jnp.int32), t - first / count
     return sums[k] + quantiles[k] * rest + (quantiles[k + 1] - quantiles[k]) * count * rest**2 / 2
 
 
@@ -237,7 +237,7 @@ def _directions(directions: Any, dimension: int) -> Float[Array, "l d"]:
                 f"sliced_wasserstein: directions={count} in {dimension} dimensions; equal angles are of the plane: "
                 "give vectors (L, d), such as jax.random.normal(key, (L, d))."
             )
-        angles = jnp.pi * (jnp.arange(count) + 0.5) / count
+        angles = jnp.arange(0.5, count) * (jnp.pi / count)
         return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
     directions = jnp.asarray(directions)
     if directions.ndim != 2 or directions.shape[0] == 0 or directions.shape[1] != dimension:

@@ -57,40 +57,47 @@ def derivatives(F, mu, v):
     return found | {part: wasserstein_hessian(F, mu, part)(v) for part in ("integral", "local", "full")}
 
 
-@jax.jit
-def at(F, mu, queries):
-    return wasserstein_gradient(F, mu, queries)
+of_both = jax.jit(value_and_wasserstein_gradient)
+at = jax.jit(wasserstein_gradient)
+witness = jax.jit(lambda F, mu, queries: first_variation(F, mu)(queries))
 
 
 def test_value_and_gradient_are_those_of_a_plain_loop():
-    found = derivatives(divergence(), measure(), jnp.asarray(FIELD))
-    np.testing.assert_allclose(found["value"], plain(POINTS, WEIGHTS), rtol=1e-10)
+    value, gradient = of_both(divergence(), measure())
+    np.testing.assert_allclose(value, plain(POINTS, WEIGHTS), rtol=1e-10)
     slope = (plain(POINTS + H * FIELD, WEIGHTS) - plain(POINTS - H * FIELD, WEIGHTS)) / (2 * H)
-    np.testing.assert_allclose(inner(measure(), found["gradient"], jnp.asarray(FIELD)), slope, rtol=1e-7)
+    np.testing.assert_allclose(inner(measure(), gradient, jnp.asarray(FIELD)), slope, rtol=1e-7)
 
 
 def test_first_variation_is_the_derivative_in_the_weights():
     """Mass that moves from the particles to a point where there is none."""
-    mu, F = measure(), divergence()
-    found = first_variation(F, mu)(jnp.asarray(QUERIES)) - mu.weights @ first_variation(F, mu)(mu.points)
-    for query, expected in zip(QUERIES, found, strict=True):
-        x = np.concatenate([POINTS, query[None]])
-        values = [plain(x, np.append((1 - s) * WEIGHTS, s)) for s in (0.0, 1e-4, 2e-4)]
-        np.testing.assert_allclose((-3 * values[0] + 4 * values[1] - values[2]) / 2e-4, expected, rtol=1e-4)
+    found = witness(divergence(), measure(), jnp.asarray(np.concatenate([POINTS, QUERIES[:1]])))
+    x = np.concatenate([POINTS, QUERIES[:1]])
+    values = [plain(x, np.append((1 - s) * WEIGHTS, s)) for s in (0.0, 1e-4, 2e-4)]
+    slope = (-3 * values[0] + 4 * values[1] - values[2]) / 2e-4
+    np.testing.assert_allclose(slope, found[-1] - WEIGHTS @ found[:-1], rtol=1e-4)
 
 
-def test_hessian_products_are_differences_of_gradients():
+def test_full_hessian_is_the_difference_of_gradients():
+    mu, F, v = measure(), divergence(), jnp.asarray(FIELD)
+    plus, minus = (of_both(F, mu.push_forward(sign * H * v))[1] for sign in (1, -1))
+    found = jax.jit(lambda F, mu, v: wasserstein_hessian(F, mu, "full")(v))(F, mu, v)
+    np.testing.assert_allclose(found, (plus - minus) / (2 * H), atol=2e-8)
+
+
+@pytest.mark.slow
+def test_its_parts_are_differences_through_the_measure_and_through_the_points():
     mu, F, v = measure(), divergence(), jnp.asarray(FIELD)
     found, present = derivatives(F, mu, v), (mu.weights > 0)[:, None]
     plus, minus = (mu.push_forward(sign * H * v) for sign in (1, -1))
-    full = (derivatives(F, plus, v)["gradient"] - derivatives(F, minus, v)["gradient"]) / (2 * H)
     integral = (at(F, plus, mu.points) - at(F, minus, mu.points)) / (2 * H)
     local = (at(F, mu, plus.points) - at(F, mu, minus.points)) / (2 * H)
-    for part, expected in {"full": full, "integral": integral, "local": local}.items():
+    for part, expected in {"integral": integral, "local": local}.items():
         np.testing.assert_allclose(found[part], jnp.where(present, expected, 0), atol=2e-8, err_msg=part)
     np.testing.assert_allclose(found["integral"] + found["local"], found["full"], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_reverse_over_reverse_is_the_same_hessian():
     mu, F, v = measure(weights=np.full(N, 1 / N)), divergence(), jnp.asarray(FIELD)
     of_points = jax.grad(lambda x: F(mu.moved_to(x)))
@@ -117,7 +124,7 @@ def test_a_far_particle_of_weight_zero_changes_nothing():
     """At a blur that cannot see it from anywhere."""
     mu, F = measure(), divergence(0.01)
     far = measure(points=np.concatenate([POINTS, [[40.0, 0.0]]]), weights=np.append(WEIGHTS, 0.0))
-    (value, gradient), expected = (jax.jit(value_and_wasserstein_gradient)(F, m) for m in (far, mu))
+    (value, gradient), expected = (of_both(F, m) for m in (far, mu))
     np.testing.assert_allclose(value, expected[0], rtol=1e-10)
     np.testing.assert_allclose(gradient[:N], expected[1], atol=1e-8)
 
@@ -152,10 +159,10 @@ def test_gaussians():
     """Quantiles of the laws as points: the closed form up to their number."""
     from scipy.stats import norm
 
-    u = norm.ppf((np.arange(400) + 0.5) / 400)[:, None]
+    u = norm.ppf((np.arange(200) + 0.5) / 200)[:, None]
     F = sinkhorn_divergence(jnp.asarray(2.0 + 0.5 * u), 0.5)
     found = jax.jit(F.__call__)(Particles.uniform(jnp.asarray(1.5 * u)))
-    np.testing.assert_allclose(found, gaussians(2.0, 1.5, 0.5, 0.5), rtol=3e-3)
+    np.testing.assert_allclose(found, gaussians(2.0, 1.5, 0.5, 0.5), rtol=5e-3)
 
 
 @pytest.mark.slow
