@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 
-def disc(key, dtype, points: int = 10000):
+def disc(key, dtype, points: int = 2500):
     """The law whose projections are all uniform on [-1, 1], as a mirror-symmetric grid of rings of equal mass."""
     del key
     side = round(points**0.5)
