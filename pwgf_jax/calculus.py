@@ -20,7 +20,17 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from pwgf_jax.forms import Functional, LinearForm, MomentForm, PairwiseForm, SumForm, derivative
+from pwgf_jax.forms import (
+    Functional,
+    LinearForm,
+    MomentForm,
+    PairwiseForm,
+    Piecewise,
+    SumForm,
+    VariationForm,
+    derivative,
+    summands,
+)
 from pwgf_jax.measures import Field, Particles, per_particle
 from pwgf_jax.memory import linearized
 
@@ -43,7 +53,7 @@ def _sees_weights(F: Functional, mu: Particles) -> None:
     if isinstance(F, SumForm):
         for _, part in F.terms:
             _sees_weights(part, mu)
-    if isinstance(F, LinearForm | MomentForm | PairwiseForm | SumForm):
+    if isinstance(F, LinearForm | MomentForm | PairwiseForm | SumForm | VariationForm):
         return
     program: Any = jax.make_jaxpr(F)(mu).jaxpr
     reached = {id(variable) for variable in program.outvars}
@@ -53,6 +63,12 @@ def _sees_weights(F: Functional, mu: Particles) -> None:
     *points, weights = (id(variable) in reached for variable in program.invars)
     if any(points) and not weights:
         raise ValueError(f"the functional never uses mu.weights; {AVERAGES}")
+
+
+def _has_hessian(F: Functional) -> None:
+    for _, part in summands(F):
+        if isinstance(part, Piecewise):
+            raise ValueError(part.no_hessian)
 
 
 AVERAGES = "write averages over particles as mu.weights @ phi(mu.points), not jnp.mean(phi(mu.points))."
@@ -209,6 +225,7 @@ def integral_product(F: Functional, mu: Particles, v: Field, at: PyTree) -> PyTr
         Yamamoto, Kim, Suzuki, arXiv:2509.16974, Sec. 3 (the operator H_μ).
     """
     _sees_weights(F, mu)
+    _has_hessian(F)
     queries, single = _queries(mu, at)
     with jax.default_matmul_precision("highest"):
         product = jax.jvp(lambda points: _gradient_at(F, mu.moved_to(points), queries), (mu.points,), (v,))[1]
@@ -261,7 +278,7 @@ def wasserstein_hessian(F: Functional, mu: Particles, part: Part = "integral") -
         [units of F per length²].
 
     Raises:
-        ValueError: if ``part`` is none of the three.
+        ValueError: if ``part`` is none of the three, or F declares that it has no Hessian.
 
     Example:
         >>> import jax.numpy as jnp
@@ -281,6 +298,7 @@ def wasserstein_hessian(F: Functional, mu: Particles, part: Part = "integral") -
     if part not in derivatives:
         raise ValueError(f'wasserstein_hessian: part={part!r}; choose "integral", "local" or "full".')
     _sees_weights(F, mu)
+    _has_hessian(F)
     with jax.default_matmul_precision("highest"):
         linear = linearized(derivatives[part], mu.points)
     return HessianOperator(lambda v: _on_support(mu, linear(v)), mu)

@@ -24,8 +24,10 @@ __all__ = [
     "LinearForm",
     "MomentForm",
     "PairwiseForm",
+    "Piecewise",
     "Predictor",
     "SumForm",
+    "VariationForm",
     "derivative",
     "least_squares",
     "summands",
@@ -115,6 +117,26 @@ class PairwiseForm(Protocol):
 
 
 @runtime_checkable
+class VariationForm(Protocol):
+    r"""A functional that declares its first variation, :math:`\frac{\delta F}{\delta\mu}(\mu)(x)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> class Square:
+        ...     def variation(self, mu, x):
+        ...         return x @ (mu.weights @ mu.points)
+        ...     def __call__(self, mu):
+        ...         return jnp.sum((mu.weights @ mu.points) ** 2) / 2
+        >>> isinstance(Square(), VariationForm)
+        True
+    """
+
+    def variation(self, mu: Particles, points: PyTree) -> Float[Array, " n"]:
+        """The first variation at any points, differentiable in them and in μ."""
+        ...
+
+
+@runtime_checkable
 class SumForm(Protocol):
     r"""A functional that declares :math:`F=\sum_kc_kF_k`: every derivative is that of the summands, each of its form.
 
@@ -138,6 +160,16 @@ class LeastSquares(Protocol):
 
     def residuals(self, mu: Particles) -> Float[Array, "..."]:
         """The residual r, an array of any shape with the scale of F in it: (outputs − targets)/√M for a mean of M."""
+        ...
+
+
+@runtime_checkable
+class Piecewise(Protocol):
+    """A functional that is differentiable piece by piece, and has no Hessian: what jumps between pieces is not seen."""
+
+    @property
+    def no_hessian(self) -> str:
+        """Why, and what to do, in a sentence."""
         ...
 
 
@@ -231,6 +263,9 @@ def derivative(F: Functional) -> Callable[[Particles, Particles], Float[Array, "
         return lambda mu, nu: jax.jvp(F.of_moments, (F.moments(mu),), (F.moments(nu),))[1]
     if isinstance(F, PairwiseForm):
         return lambda mu, nu: nu.weights @ (F.interaction(nu.points, mu.points) @ mu.weights + F.external(nu.points))
+
+    if isinstance(F, VariationForm):
+        return lambda mu, nu: nu.weights @ F.variation(mu, nu.points)
 
     def along(mu: Particles, nu: Particles) -> Float[Array, ""]:
         zero = jnp.zeros((), mu.weights.dtype)

@@ -36,7 +36,9 @@ def tables(text):
 def of_command(config):
     """The table that a command stands beside."""
     wanted = f"`pwgf run configs/{config}.toml`"
-    found = [rows for rows in tables((ROOT / "configs" / "README.md").read_text(encoding="utf-8")) if rows[0][0] == wanted]
+    found = [
+        rows for rows in tables((ROOT / "configs" / "README.md").read_text(encoding="utf-8")) if rows[0][0] == wanted
+    ]
     assert len(found) == 1, f"{len(found)} tables of {wanted}"
     return found[0]
 

@@ -17,7 +17,8 @@ from jaxtyping import Array, Float, PyTree
 from pwgf_jax.calculus import Functional, value_and_wasserstein_gradient, wasserstein_gradient
 from pwgf_jax.flows.base import Direction, StepSize, flow
 from pwgf_jax.flows.protocol import Evaluation, Flow, preset
-from pwgf_jax.functionals.stein import Energy, SteinDiscrepancy, rows, slopes
+from pwgf_jax.functionals.stein import Energy, SteinDiscrepancy, slopes
+from pwgf_jax.functionals.targets import rows
 from pwgf_jax.kernels import Kernel, Radial, gaussian, median_heuristic
 from pwgf_jax.kernels.radial import by_rows, squared_distances, transpose
 from pwgf_jax.measures import Field, Particles, norm, per_particle

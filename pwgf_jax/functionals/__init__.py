@@ -13,8 +13,10 @@ from pwgf_jax.functionals.network import (
     matrix_factorization,
     mean_field_regression,
 )
+from pwgf_jax.functionals.sliced import sliced_wasserstein
 from pwgf_jax.functionals.stein import stein_discrepancy
 from pwgf_jax.functionals.teacher import StudentTeacher, small_networks, student_teacher
+from pwgf_jax.functionals.transport import sinkhorn_divergence
 
 __all__ = [
     "ACTIVATIONS",
@@ -32,6 +34,8 @@ __all__ = [
     "mean_field_regression",
     "mmd",
     "potential",
+    "sinkhorn_divergence",
+    "sliced_wasserstein",
     "small_networks",
     "stein_discrepancy",
     "student_teacher",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from pwgf_jax.functionals.base import Combinable
+from pwgf_jax.functionals.targets import as_target, matched
 from pwgf_jax.kernels import Kernel, coulomb, de_regularised
 from pwgf_jax.measures import Particles
 
@@ -79,7 +80,7 @@ class Mmd(Combinable):
 
     def external(self, points: PyTree) -> Float[Array, " n"]:
         """The potential −∫k(x, y) ν(dy)."""
-        target = self._target_for(points)
+        target = matched(self.target, points, "mmd")
         return -self.kernel.values(points, target.points, target.weights, chunk_size=self.chunk_size)
 
     def __call__(self, mu: Particles) -> Float[Array, ""]:
@@ -111,25 +112,10 @@ class Mmd(Combinable):
             chunk_size=self.chunk_size,
         )
 
-    def _target_for(self, points: PyTree) -> Particles:
-        """The target in the dtype of points of its own kind."""
-        found, expected = (jax.tree.map(lambda leaf: leaf.shape[1:], p) for p in (points, self.target.points))
-        if found != expected:
-            raise ValueError(f"mmd: a particle has shape {found} but a target point {expected}; give both one shape.")
-        dtype = jax.tree.leaves(points)[0].dtype
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), self.target)
-
 
 def _check_pairs(count: int, what: str) -> None:
     if count < 2:
         raise ValueError(f'mmd: statistic="U" with {count} {what}; give at least two, or statistic="V".')
-
-
-def _sample(target: Any) -> Particles:
-    target = jnp.asarray(target)
-    if target.ndim != 2 or target.shape[0] == 0 or target.shape[1] == 0:
-        raise ValueError(f"mmd: the target has shape {target.shape}; give a sample (M, d) with M, d >= 1.")
-    return Particles.uniform(target)
 
 
 def mmd(
@@ -188,7 +174,7 @@ def mmd(
         raise ValueError(f'mmd: statistic={statistic!r}; choose "V" or "U".')
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"mmd: chunk_size={chunk_size}; give a positive number of rows, or None for automatic.")
-    target = target if isinstance(target, Particles) else _sample(target)
+    target = as_target(target, "mmd")
     if statistic == "U":
         _check_pairs(target.size, "target point")
     constant = _quadratic(kernel, target, statistic, chunk_size) / 2

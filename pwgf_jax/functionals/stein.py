@@ -12,25 +12,15 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from pwgf_jax.functionals.base import Combinable
+from pwgf_jax.functionals.targets import rows
 from pwgf_jax.kernels import Kernel, Radial
 from pwgf_jax.kernels.radial import by_rows, squared_distances, transpose
 from pwgf_jax.measures import Particles, traceable
 
-__all__ = ["Energy", "SteinDiscrepancy", "rows", "slopes", "stein_discrepancy"]
+__all__ = ["Energy", "SteinDiscrepancy", "slopes", "stein_discrepancy"]
 
 Energy: TypeAlias = Callable[[PyTree], Float[Array, ""]]
 """E, a scalar function of one point: −log π up to a constant."""
-
-
-def rows(points: PyTree) -> Float[Array, "n d"]:
-    """The points as rows of coordinates.
-
-    Example:
-        >>> rows({"a": jnp.ones((2, 1)), "w": jnp.ones((2, 3, 5))}).shape
-        (2, 16)
-    """
-    leaves = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(points)]
-    return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=1)
 
 
 def _dot(a: Array, b: Array) -> Array:

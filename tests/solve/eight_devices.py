@@ -58,6 +58,9 @@ FUNCTIONALS = {
     "energy distance": lambda **o: functionals.mmd(jnp.asarray(TARGET), energy(), **o),
     "coulomb_discrepancy": lambda **o: functionals.coulomb_discrepancy(jnp.asarray(TARGET), **o),
     "stein_discrepancy": lambda: functionals.stein_discrepancy(lambda x: jnp.sum(x**4) / 4, gaussian(1.0)),
+    "sliced_wasserstein, blurred": lambda: functionals.sliced_wasserstein(
+        jnp.asarray(TARGET), jnp.asarray(V[:5]), blur=0.3, nodes=64
+    ),
     "potential and interaction": lambda: potential(lambda x: jnp.sum(x**4)) - interaction(jnp.dot).confined(0.3),
     "no form": lambda: lambda mu: jnp.sum((mu.weights @ mu.points**2) ** 2) + jnp.sum(mu.weights @ jnp.sin(mu.points)),
 }
@@ -126,6 +129,16 @@ def test_dense_networks_of_networks():
     mu = small_networks(jax.random.key(0), N, 2, coupling="dense", dtype=jnp.float64)
     found = jax.jit(value_and_wasserstein_gradient)(F, shard_particles(mu))
     equal(found, jax.jit(value_and_wasserstein_gradient)(F, mu))
+
+
+@pytest.mark.parametrize("kind", ["sinkhorn_divergence", "sliced_wasserstein"])
+def test_iterated_and_sorted_particles(kind):
+    F = {
+        "sinkhorn_divergence": lambda: functionals.sinkhorn_divergence(jnp.asarray(TARGET), 4.0),
+        "sliced_wasserstein": lambda: functionals.sliced_wasserstein(jnp.asarray(TARGET), jnp.asarray(V[:5])),
+    }[kind]()
+    both = jax.jit(value_and_wasserstein_gradient)
+    equal(both(F, shard_particles(slope())), both(F, slope()))
 
 
 def test_entropy():
