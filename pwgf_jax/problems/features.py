@@ -92,7 +92,7 @@ def antithetic_factorization(
         raise ValueError("antithetic_factorization: no curvature is negative here; give neurons that are not zero.")
     saddle = Particles.uniform(pairs)
     level = prefactor / 2 * float(np.mean(np.sum(y**2, axis=1) ** 2))
-    point = CriticalPoint("h = 0", saddle, level, spectrum[0], spectrum, integral_spectrum=spectrum)
+    point = CriticalPoint("h = 0", saddle, level, float(spectrum[0]), spectrum, integral_spectrum=spectrum)
     return Problem(F, around(saddle, scale), (point,), None)
 
 
@@ -161,7 +161,7 @@ def uncorrelated_icfl(
         raise ValueError("uncorrelated_icfl: no curvature is negative here; give neurons that are not zero.")
     saddle = Particles.uniform(points)
     level = float(np.mean(np.sum(y**2, axis=1))) / 2
-    point = CriticalPoint("C = 0", saddle, level, spectrum[0], spectrum, integral_spectrum=spectrum)
+    point = CriticalPoint("C = 0", saddle, level, float(spectrum[0]), spectrum, integral_spectrum=spectrum)
     return Problem(F, around(saddle, scale), (point,), None)
 
 
@@ -227,7 +227,9 @@ def linear_icfl(
         spectrum = np.sort(np.append(differences, np.zeros(copies * k * (k + inputs) - differences.size)))
         name = "{" + ", ".join(map(str, chosen)) + "}"
         point = Particles.uniform(jnp.asarray(np.tile(neurons, (copies, 1)), dtype))
-        return CriticalPoint(name, point, missed.sum() / 2, spectrum[0], spectrum, bool(spectrum[0] >= 0), spectrum)
+        return CriticalPoint(
+            name, point, float(missed.sum() / 2), float(spectrum[0]), spectrum, bool(spectrum[0] >= 0), spectrum
+        )
 
     minimum, *others = map(at, itertools.combinations(range(inputs), k))
     init = around(at(tuple(range(1, k + 1))).point, scale)

@@ -156,7 +156,7 @@ def coulomb_axis(
     value = (particles + 1) / (2 * particles) * (math.log(2 * width) - math.log(particles + 1) / particles)
     saddle = Particles.uniform(jnp.asarray(np.stack([x, np.zeros(particles)], axis=1), dtype))
     integral = np.sort(np.concatenate([swings, -swings]))
-    point = CriticalPoint("axis", saddle, value, spectrum[0], spectrum, integral_spectrum=integral)
+    point = CriticalPoint("axis", saddle, value, float(spectrum[0]), spectrum, integral_spectrum=integral)
     return Problem(interaction(repulsion) + potential(attraction), around(saddle, scale), (point,), None)
 
 
@@ -225,7 +225,7 @@ def attention_heads(
         full = np.sort(np.concatenate([parting + integral, np.tile(parting, heads - 1)]))
         whole = np.sort(np.concatenate([integral, np.zeros(values.size * (heads - 1))]))
         name, level = ("zero", values.sum()) if i is None else (f"eigenvector {i}", values.sum() - values[i])
-        return CriticalPoint(name, point, level, full[0], full, bool(full[0] >= 0), whole)
+        return CriticalPoint(name, point, float(level), float(full[0]), full, bool(full[0] >= 0), whole)
 
     known = [*map(at, range(values.size)), at(None)]
     each = Particles.uniform(jnp.asarray(np.diag((values.size / values) ** 0.5), dtype))
