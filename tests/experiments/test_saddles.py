@@ -48,7 +48,7 @@ def test_all_seeds_have_the_data_of_the_first():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"saddle": "attention_head"}, 'problem.saddle: given "attention_head"; .*did you mean attention_heads'),
+        ({"saddle": "attention_head"}, 'problem.saddle: given "attention_head" .*did you mean attention_heads'),
         ({"options": {"eigenvalues": [1.0, 2.0], "heads": 3}}, "problem.options: attention_heads: .*largest first"),
         ({"options": {"eigenvalues": [1.0]}}, "missing key problem.options.heads"),
         ({"start": {"at": "top"}}, 'problem.start: at = "top"; allowed: .*zero'),
