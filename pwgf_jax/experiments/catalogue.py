@@ -14,6 +14,7 @@ from pwgf_jax.experiments.descents import DESCENTS
 from pwgf_jax.experiments.objectives import OBJECTIVES as PROBLEMS
 from pwgf_jax.experiments.own import file_of
 from pwgf_jax.experiments.reading import OWN, STANDS_FOR, Call, Choice, Entry, Table
+from pwgf_jax.experiments.saddles import SADDLES as KNOWN_SADDLES
 from pwgf_jax.flows.protocol import is_preset
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "FUNCTIONALS",
     "OBJECTIVES",
     "PROBLEM",
+    "SADDLES",
     "SAMPLES",
     "SOURCES",
     "STARTS",
@@ -52,10 +54,10 @@ class Method(Call):
 
 
 class Problem(Call):
-    """What is minimised, and from where: a functional with its particles, or an objective that brings its own start.
+    """What is minimised, and from where: a functional with its particles, or a saddle or objective with its own start.
 
     Args:
-        options: of the functional or objective.
+        options: of the functional, saddle or objective.
         constants: what methods may know of it.
         same_data: whether all seeds have the data of the first one, and differ in start and noise only.
         confinement: λ of a quadratic confinement λ/2 ∫|x|² dμ that is added to the functional.
@@ -87,7 +89,7 @@ class Problem(Call):
 
 
 class Near(Table):
-    """Where runs of an objective start: about a critical point.
+    """Where runs of an objective, or from a saddle of measures, start: about a critical point.
 
     Args:
         at: its name.
@@ -126,6 +128,7 @@ FLOWS = {name: _method(thing) for name, thing in _offered(flows, is_preset).item
 TRANSFORMS = {name: Entry(make, ("setting",), base=Method) for name, make in DESCENTS.items()}
 FUNCTIONALS = {name: Entry(thing, _data_of(thing)) for name, thing in _offered(functionals, _data_of).items()}
 OBJECTIVES = {name: Entry(make, ("key", "dtype")) for name, make in PROBLEMS.items()}
+SADDLES = {name: Entry(make, ("key", "dtype")) for name, make in KNOWN_SADDLES.items()}
 SOURCES = {
     "teacher": Entry(sources.Teacher),
     "sign_pairs": Entry(sources.SignPairs),
@@ -173,11 +176,11 @@ def _of_functional(name: str, entry: Entry) -> Entry:
     return Entry(entry.make, tuple(inspect.signature(entry.make).parameters), beside, Problem)
 
 
-def _of_objective(name: str, entry: Entry) -> Entry:
-    """A problem: an objective, which brings its own data and start."""
+def _with_start(name: str, entry: Entry, constants: Any) -> Entry:
+    """A problem that brings its own data and start: an objective, or a saddle of measures."""
     options = (entry.options(f"{name}_options"), Field({}, validate_default=True))
     beside = {
-        "constants": (Known, ...),
+        "constants": constants,
         "options": (dict[str, Any], {}) if entry.own else options,
         "start": (Near | None, None),
     }
@@ -188,7 +191,8 @@ ARM = Choice({"flow": FLOWS, "transform": TRANSFORMS})
 PROBLEM = Choice(
     {
         "functional": {name: _of_functional(name, entry) for name, entry in (FUNCTIONALS | OWN).items()},
-        "objective": {name: _of_objective(name, entry) for name, entry in (OBJECTIVES | OWN).items()},
+        "saddle": {name: _with_start(name, entry, (Known | None, None)) for name, entry in SADDLES.items()},
+        "objective": {name: _with_start(name, entry, (Known, ...)) for name, entry in (OBJECTIVES | OWN).items()},
     }
 )
 

@@ -96,6 +96,15 @@ def adam(setting: Setting, *, learning_rate: float, batch: int | None = None) ->
     return Descent(lambda key: _chain(batches(key), step), _every_step(setting.share(batch)))
 
 
+def muon(
+    setting: Setting, *, learning_rate: float | optax.Schedule, momentum: float = 0.95, batch: int | None = None
+) -> Descent:
+    """Muon: matrices move by the orthogonal factor of their momentum, all other parameters by Adam with Nesterov's."""
+    batches = setting.batches(batch)
+    step = optax.contrib.muon(learning_rate, beta=momentum)
+    return Descent(lambda key: _chain(batches(key), step), _every_step(setting.share(batch)))
+
+
 def noisy_sgd(setting: Setting, *, learning_rate: float | None = None, radius: float | None = None) -> Descent:
     """Gradient descent with Gaussian noise of length radius in every gradient; a third of ε if not given."""
     numbers = _given(setting.constants.noisy_sgd(radius), learning_rate=learning_rate)
@@ -165,6 +174,14 @@ def pgd(
 ) -> Descent:
     """Perturbed gradient descent: a jump uniform in a ball where the gradient is at most ε; radius a tenth of δ/ρ."""
     return _jumping(setting, _ball(setting, radius), k_thres, optax.sgd(_rate(setting, learning_rate), momentum))
+
+
+def pagd(setting: Setting, *, radius: float | None = None, k_thres: int | None = None) -> Descent:
+    """Perturbed accelerated gradient descent, which exploits the negative curvature that it meets."""
+    base = transforms.accelerated_descent(**setting.constants.accelerated_descent())
+    made = _jumping(setting, _ball(setting, radius), k_thres, base)
+    spent = lambda steps, state: Spent(2 * steps, values=2 * _count(state, "exploitations"))  # noqa: E731
+    return Descent(made.make, spent)
 
 
 def hessian_guided(
@@ -330,9 +347,11 @@ DESCENTS: dict[str, Callable[..., Descent]] = {
     for method in (
         sgd,
         adam,
+        muon,
         noisy_sgd,
         sam,
         pgd,
+        pagd,
         hessian_guided,
         ssrgd,
         negative_curvature_descent,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +22,8 @@ from pwgf_jax.experiments.batches import Setting
 from pwgf_jax.experiments.catalogue import SAMPLES, Method
 from pwgf_jax.experiments.catalogue import Problem as Spec
 from pwgf_jax.experiments.config import Config
-from pwgf_jax.experiments.messages import ConfigError, Place, said, suggestion
+from pwgf_jax.experiments.critical import known, landmarks, near
+from pwgf_jax.experiments.messages import ConfigError, Place, said
 from pwgf_jax.experiments.objectives import Objective
 from pwgf_jax.experiments.own import file_of, imported
 from pwgf_jax.experiments.reading import Call, Entry, read
@@ -37,8 +36,7 @@ from pwgf_jax.functionals import functional, potential
 from pwgf_jax.functionals.energies import NEIGHBOUR
 from pwgf_jax.measures import Particles
 from pwgf_jax.perturbation import hessian_noise
-from pwgf_jax.problems import CriticalPoint, Problem
-from pwgf_jax.problems.base import around
+from pwgf_jax.problems import Problem
 from pwgf_jax.solve import Record
 from pwgf_jax.theory import Constants
 from pwgf_jax.transforms import gradient_trigger
@@ -46,7 +44,6 @@ from pwgf_jax.transforms import gradient_trigger
 __all__ = ["Experiment", "build", "flow_of"]
 
 _LARGEST = 256e6  # bytes that records of particles may take
-_KNOWN = 1000  # critical points that are looked at, and up to which a run says at which it ended
 _DENSE = 256  # parameters up to which a record has the least curvature
 _RECORDED = 32  # bytes of a record at least: value, gradient norm, jump and status
 _REFUSALS = (ValueError, TypeError, ImportError, ArithmeticError)
@@ -116,12 +113,14 @@ def build(config: Config, made: dict[str, Any] | None = None, seeds: range | Non
     others = {} if made is None else made
     same = json.dumps(config.model_dump(exclude={"arms", "vary", "steps", "targets"}), sort_keys=True, default=str)
     if same not in others:
-        others[same] = (_objective if config.problem.is_objective else _measure)(config, keys, first, root / "problem")
+        kinds = {"functional": _measure, "saddle": _saddle, "objective": _objective}
+        others[same] = kinds[config.problem.key](config, keys, first, root / "problem")
     of_problem: _Made = others[same]
     if not config.problem.is_objective:
-        _check_neighbours(config)
+        mu0 = jax.eval_shape(lambda key: of_problem.problem(key)[1], keys[0])
+        _check_neighbours(config, mu0.size)
         if config.snapshots:
-            _check_snapshots(config, keys.size, jax.eval_shape(lambda key: of_problem.problem(key)[1].points, keys[0]))
+            _check_snapshots(config, keys.size, mu0.points)
     flows: dict[str, Flow] = {}
     records: dict[str, Record] = {}
     for arm, call in config.arms.items():
@@ -173,10 +172,7 @@ def _measure(config: Config, keys: Array, first: Array, place: Place) -> _Made:
         mu0 = jax.eval_shape(lambda key: problem(key)[1], keys[0])
         check_fits(keys.size * size_of(mu0), f"the particles of {keys.size} seeds", "give fewer, or fewer seeds.")
     _check_value(spec, problem, keys[0], place / "functional")
-    setting = None
-    if spec.constants is not None:  # the particles as parameters
-        as_parameters = Problem(lambda points: jnp.zeros(()), lambda key: mu0.points, (), None)
-        setting = Setting(as_parameters, Constants(**spec.constants.arguments, dimension=trees.size(mu0.points)))
+    setting = _as_parameters(spec, mu0)
     dense = setting is not None and setting.constants.dimension <= _DENSE
     stats = partial(beside_value, source is not None and source.held_out > 0, bool(config.snapshots), dense)
     if source is None:
@@ -184,6 +180,33 @@ def _measure(config: Config, keys: Array, first: Array, place: Place) -> _Made:
     drawn_by = first if spec.same_data else keys[0]
     target = jax.jit(drawn)(jax.random.split(drawn_by)[0])[0] if len(data) == 1 else None
     return _Made(problem, stats, setting, points=data[0].shape[0], target=target)
+
+
+def _as_parameters(spec: Spec, mu0: Particles) -> Setting | None:
+    """What transforms may know of particles, which are parameters to them; None if nothing is."""
+    if spec.constants is None:
+        return None
+    as_parameters = Problem(lambda points: jnp.zeros(()), lambda key: mu0.points, (), None)
+    return Setting(as_parameters, Constants(**spec.constants.arguments, dimension=trees.size(mu0.points)))
+
+
+def _saddle(config: Config, keys: Array, first: Array, place: Place) -> _Made:
+    """A functional whose saddles are known, and a start at one of them."""
+    spec, dtype = config.problem, jnp.dtype(config.dtype)
+    with _blamed(place / "options"):
+        whole = spec.entry.make(jax.random.split(first)[0], dtype, **spec.options.made())
+        points = known(whole)
+    with _blamed(place / "start"):
+        begin = whole.init if spec.start is None else near(points, spec.start.at, spec.start.scale)
+
+    def problem(key: Array) -> tuple[Functional, Particles]:
+        return whole.value, begin(jax.random.split(key)[1])
+
+    mu0 = jax.eval_shape(begin, keys[0])
+    setting = _as_parameters(spec, mu0)
+    dense = setting is not None and setting.constants.dimension <= _DENSE
+    stats = partial(beside_value, False, bool(config.snapshots), dense)
+    return _Made(problem, stats, setting, landmarks=landmarks(points))
 
 
 def _check_value(spec: Spec, problem: Callable[[Array], Any], key: Array, place: Place) -> None:
@@ -201,8 +224,7 @@ def _check_value(spec: Spec, problem: Callable[[Array], Any], key: Array, place:
             check_functional(F, mu0, spec.name.rpartition(":")[2])
 
 
-def _check_neighbours(config: Config) -> None:
-    particles = config.problem.particles
+def _check_neighbours(config: Config, particles: int) -> None:
     for arm, call in config.arms.items():
         if isinstance(call.arguments.get("temperature"), float) and particles <= NEIGHBOUR:
             raise (Place(config.file) / "problem" / "particles").error(
@@ -222,15 +244,10 @@ def _objective(config: Config, keys: Array, first: Array, place: Place) -> _Made
     if not isinstance(whole.problem, Problem):
         raise (place / "objective").error(f"it makes a {type(made).__name__}; give a pwgf_jax.problems.Problem.")
     setting = Setting.of(whole.problem, whole.later, **spec.constants.arguments)
-    points = itertools.chain([whole.problem.minimum], whole.problem.local_minima, whole.problem.saddles)
-    known = [each for each in itertools.islice(points, _KNOWN + 1) if each is not None]
-    for each in known:
-        if not math.isfinite(each.value):
-            raise (place / "options").error(
-                f'the critical point "{each.name}" has the value {each.value}; a number is too large or too small.'
-            )
+    with _blamed(place / "options"):
+        points = known(whole.problem)
     with _blamed(place / "start"):
-        begin = whole.problem.init if spec.start is None else _near(known, spec.start.at, spec.start.scale)
+        begin = whole.problem.init if spec.start is None else near(points, spec.start.at, spec.start.scale)
     F = potential(whole.problem.value)
     terms = {"components": setting.components, "grad_fn": jax.grad(lambda x, i: jnp.mean(setting.components(x, i)))}
 
@@ -240,19 +257,7 @@ def _objective(config: Config, keys: Array, first: Array, place: Place) -> _Made
 
     dense = setting.constants.dimension <= _DENSE
     stats = partial(at_point, whole, dense) if dense or whole.stats is not None else None
-    # Of too many critical points, none: where a run ends would be named after the wrong one.
-    landmarks = {each.name: float(each.value) for each in known} if len(known) <= _KNOWN else {}
-    return _Made(problem, lambda call: stats, setting, partial(descent, **terms), landmarks=landmarks)
-
-
-def _near(known: list[CriticalPoint], at: str, scale: float) -> Callable[[Array], Any]:
-    """Starts about a critical point."""
-    if scale < 0:
-        raise ValueError(f"scale = {scale}; give a non-negative number.")
-    points = {each.name: each.point for each in known}
-    if at not in points:
-        raise ValueError(f'at = "{at}"; {suggestion(at, points)}')
-    return around(points[at], scale)
+    return _Made(problem, lambda call: stats, setting, partial(descent, **terms), landmarks=landmarks(points))
 
 
 def flow_of(call: Method) -> Flow:

@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pwgf_jax.experiments.catalogue import FLOWS, FUNCTIONALS, OBJECTIVES, SAMPLES, SOURCES, STARTS, TRANSFORMS
+from pwgf_jax.experiments.catalogue import (
+    FLOWS,
+    FUNCTIONALS,
+    OBJECTIVES,
+    SADDLES,
+    SAMPLES,
+    SOURCES,
+    STARTS,
+    TRANSFORMS,
+)
 from pwgf_jax.experiments.messages import ConfigError, literal, suggestion
 from pwgf_jax.experiments.reading import OWN, STANDS_FOR, Entry, describe
 
@@ -20,6 +29,7 @@ _TITLES: dict[str, tuple[str, Mapping[str, Entry]]] = {
     "Target samples": ("problem.data.source", SAMPLES | OWN),
     "Starts": ("problem.start.kind", STARTS | OWN),
     "Flows": ("arms.NAME.flow", FLOWS),
+    "Saddles of measures": ("problem.saddle", SADDLES),
     "Objectives of finitely many parameters": ("problem.objective", OBJECTIVES | OWN),
     "Methods for objectives": ("arms.NAME.transform", TRANSFORMS),
     **dict(STANDS_FOR.values()),

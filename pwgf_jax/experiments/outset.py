@@ -62,11 +62,11 @@ def create(path: Path, config: Config, command: str, share: Share | None = None)
 
 
 def _problem(config: Config) -> str:
-    """What was run, in a line: the functional or objective, with its options and its size."""
+    """What was run, in a line: the functional, saddle or objective, with its options and its size."""
     problem = config.problem
     options = ", ".join(f"{name} = {literal(value)}" for name, value in problem.plain_options.items())
     said = f"{problem.name}({options})" if options else problem.name
-    if not problem.is_objective:
+    if problem.key == "functional":
         said += f", {problem.particles} particles"
     return said if config.vary is None else f"{said}; {config.vary.key} takes {len(config.vary.values)} values"
 

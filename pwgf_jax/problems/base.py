@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from pwgf_jax.measures import Particles
+
 __all__ = ["CriticalPoint", "Problem"]
 
 
@@ -19,11 +21,13 @@ class CriticalPoint:
 
     Args:
         name: what it is.
-        point: parameters, a pytree.
+        point: parameters, a pytree; or a measure, :class:`pwgf_jax.Particles`.
         value: the objective there.
-        curvature: smallest eigenvalue of the Hessian there, None where no closed form is known.
+        curvature: smallest eigenvalue of the Hessian there, None where no closed form is known. Of a functional it is
+            the full Hessian, on fields with the inner product of L²(μ).
         spectrum: all its eigenvalues, ascending, None where no closed form is known.
         is_minimum: whether it is a local minimum; a saddle otherwise.
+        integral_spectrum: of a functional, that of the integral Hessian H_μ alone, likewise.
 
     Example:
         >>> from pwgf_jax.problems import double_well
@@ -38,6 +42,15 @@ class CriticalPoint:
     curvature: Any = None
     spectrum: Any = None
     is_minimum: bool = False
+    integral_spectrum: Any = None
+
+    @property
+    def index(self) -> int | None:
+        """The number of directions of negative curvature; None where the spectrum is not known."""
+        if self.spectrum is None:
+            return None
+        spectrum = np.asarray(self.spectrum, float)
+        return int(np.sum(spectrum < -1e-12 * np.abs(spectrum).max(initial=0)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +79,10 @@ class OnDemand(Sequence[CriticalPoint]):
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A function of finitely many parameters whose saddles and minima are known.
+    """A function of finitely many parameters, or a functional of measures, whose saddles and minima are known.
 
     Args:
-        value: parameters -> objective.
+        value: parameters -> objective; or a functional, and what is said of parameters here is said of particles.
         init: key -> parameters, where runs start.
         saddles: critical points that are no local minimum; of very many each is made when it is asked for.
         minimum: the global minimum, one of them if there are several; None where none is known, or none is attained.
@@ -96,7 +109,10 @@ class Problem:
 
 
 def around(point: PyTree, scale: float) -> Callable[[Array], PyTree]:
-    """Gaussian starts about a point, N(point, scale²)."""
+    """Gaussian starts about a point, N(point, scale²); of a measure the particles are moved."""
+    if isinstance(point, Particles):
+        moved = around(point.points, scale)
+        return lambda key: point.moved_to(moved(key))
     leaves, structure = jax.tree.flatten(point)
 
     def init(key: Array) -> PyTree:

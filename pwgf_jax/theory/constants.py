@@ -116,6 +116,21 @@ class Constants:
         """
         return {"learning_rate": 1 / self.smoothness, "radius": self.reach / 10, **self.gradient_trigger()}
 
+    def accelerated_descent(self) -> dict[str, Any]:
+        r"""Steps of 1/4ℓ, :math:`\theta=\frac14\sqrt{\delta/\ell}`, :math:`\gamma=\theta^2/\eta`, a stretch of γ/4ρ.
+
+        Example:
+            >>> found = Constants(2.0, 6.0, eps=1e-3, delta=0.5).accelerated_descent()
+            >>> found["learning_rate"], found["theta"], found["gamma"]
+            (0.125, 0.125, 0.125)
+
+        References:
+            Jin, Netrapalli, Jordan, arXiv:1711.10456, Eq. (3), with δ for √(ρε).
+        """
+        eta, theta = 1 / (4 * self.smoothness), math.sqrt(self.delta / self.smoothness) / 4
+        gamma = theta**2 / eta
+        return {"learning_rate": eta, "theta": theta, "gamma": gamma, "stretch": gamma / (4 * self.hessian_lipschitz)}
+
     def hessian_noise(self, length: float | None = None) -> dict[str, Any]:
         r"""The factor :math:`\eta_p=\frac r{\ell\sqrt d}`: as long as noise in a ball of radius r where H is ℓ.
 

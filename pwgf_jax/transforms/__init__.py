@@ -1,5 +1,6 @@
 """The pieces that flows are composed of and that an optax user can call by themselves."""
 
+from pwgf_jax.transforms.accelerated import AcceleratedState, accelerated_descent
 from pwgf_jax.transforms.compression import (
     Compressor,
     ErrorFeedbackState,
@@ -28,6 +29,7 @@ from pwgf_jax.transforms.recursive import SSRGDState, ssrgd
 from pwgf_jax.transforms.trigger import Examination, Leap, Trigger, Window, certificate_trigger, gradient_trigger, leap
 
 __all__ = [
+    "AcceleratedState",
     "Compressor",
     "ConstrainedState",
     "CubicState",
@@ -46,6 +48,7 @@ __all__ = [
     "Trigger",
     "Window",
     "absolute_inverse",
+    "accelerated_descent",
     "average_over",
     "ball",
     "box",

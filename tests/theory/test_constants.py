@@ -58,6 +58,7 @@ UNITS = {
     "beta": (2, -2),
     "lipschitz": (1, -2),
     "gamma": (1, 1),
+    "stretch": (0, 1),
     "smoothness": (1, -1),
     "hessian_lipschitz": (1, -2),
     "delta": (1, -1),
@@ -73,6 +74,8 @@ def test_rules_follow_a_change_of_units():
             f, d = UNITS.get(name, (0, 0))
             if method == "dimer" and name == "rotation_rate":
                 f, d = -1, 1
+            if method == "accelerated_descent" and name == "gamma":
+                f, d = 1, -1
             if method == "constrained_escape" and name == "eps":
                 f, d = 1, 1
             np.testing.assert_allclose(after[method][name], number * force**f * length**d, rtol=1e-12, err_msg=name)

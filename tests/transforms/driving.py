@@ -9,6 +9,7 @@ import optax
 from pwgf_jax import problems
 from pwgf_jax.perturbation import ball_noise, hessian_noise
 from pwgf_jax.transforms import (
+    accelerated_descent,
     ball,
     compressed_sgd,
     constrained_escape,
@@ -34,6 +35,7 @@ JUMPS: dict[str, Any] = {"eps": 1e-3, "k_thres": 4, "f_thres": 1e-4}
 KNOWN: dict[str, Any] = {"smoothness": 2.0, "hessian_lipschitz": 6.0, "eps": 1e-2}
 SUM: dict[str, Any] = {"size": 4, "batch": 2, "key": KEY}
 SEARCH: dict[str, Any] = {**KNOWN, "delta": 0.5, "key": KEY}
+NESTEROV: dict[str, Any] = {"theta": 0.1, "gamma": 0.1, "stretch": 0.1}
 DIMER: dict[str, Any] = {"separation": 1e-2, "rotation_rate": 0.1, "every": 2, "kick": 0.1, "key": KEY}
 
 
@@ -52,6 +54,7 @@ FACTORIES: dict[str, tuple[Any, dict[str, Any], dict[str, float]]] = {
     "perturb, ball": (jumping(ball_noise), {"scale": 0.1, **JUMPS, "key": KEY}, {"scale": 0.2}),
     "perturb, hessian": (jumping(hessian_noise), {"scale": 0.1, **JUMPS, "key": KEY}, {"scale": 0.2}),
     "pgd": (pgd, {"learning_rate": 0.1, "radius": 0.1, **JUMPS, "key": KEY}, {"radius": 0.2}),
+    "accelerated": (accelerated_descent, {"learning_rate": 0.1, **NESTEROV}, {"learning_rate": 0.2}),
     "saddle-free newton": (scale_by_saddle_free_newton, {"beta": 0.1}, {"beta": 0.2}),
     "cubic newton": (cubic_newton, {"lipschitz": 6.0, "key": KEY}, {"lipschitz": 8.0}),
     "negative curvature": (negative_curvature_descent, SEARCH, {"eps": 1e-6}),

@@ -90,7 +90,7 @@ def prepare(config: Config, arms: Sequence[str], starts: int | None, steps: int 
     keys: dict[tuple[str, ...], Any] = {("seeds",): config.seeds if starts is None else starts}
     if steps is not None:
         keys |= {("steps",): steps} | {("arms", arm, "steps"): steps for arm in chosen}
-    if not config.problem.is_objective:
+    if config.problem.key == "functional":
         keys["problem", "same_data"] = True
     return config.only(*chosen).changed(keys)
 

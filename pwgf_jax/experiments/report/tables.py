@@ -280,6 +280,11 @@ def objectives(arms: Mapping[str, Arm]) -> list[_Rows]:
     """The tables of objectives: what it costs to get to a second-order point, and at which critical point runs end."""
     known = {name: arm for name, arm in arms.items() if {"landmarks", "second_order"} & arm.info.keys()}
     every, grown, columns = list(known.values()), families(known), _Columns()
+    if grown and all("landmarks" in arm.info for arm in every):
+        depths = _depths(known)
+        columns["cost of a tenth of the fall"] = lambda arm: _reached(
+            arm.first_below(arm.records[arm.objective][:, :1] - depths[_turn(arm)] / 10, gradients(arm))
+        )
     if every and all("second_order" in arm.info for arm in every):
         columns["cost of a second-order point"] = lambda arm: _reached(arm.to_second_order(gradients(arm)))
         counted = ("gradients", "products", "values", *(() if grown else ("bits",)))
