@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from pwgf_jax import arguments, perturbation, transforms
+from pwgf_jax import arguments, perturbation, transforms, trees
 from pwgf_jax.experiments.batches import Setting
 
 __all__ = ["DESCENTS", "Descent", "Spent"]
@@ -311,18 +311,46 @@ def cubic_newton(setting: Setting, *, lipschitz: float | None = None, depth: int
     return Descent(make, _every_step(1.0, min(depth, setting.constants.dimension)))
 
 
-def constrained_escape(
-    setting: Setting, *, first_order: Literal["projected", "frank_wolfe"] = "projected", radius: float | None = None
-) -> Descent:
-    """First- and second-order steps in a ball, of twice the minimiser's norm if no radius is given."""
+def _domain(setting: Setting, domain: str, radius: float | None) -> tuple[transforms.Domain, float]:
     if radius is None:
         if setting.problem.minimum is None:
             raise ValueError("radius is missing; this objective has no known minimiser to choose it by.")
         radius = 2 * float(optax.tree.norm(setting.problem.minimum.point))
-    domain, numbers = transforms.ball(radius), setting.constants.constrained_escape(radius)
-    make = lambda key: transforms.constrained_escape(domain, **numbers, first_order=first_order, key=key)  # noqa: E731
-    products = setting.constants.dimension + 1  # of a search in the ball
+    return transforms.ball(radius) if domain == "ball" else transforms.box(-radius, radius), radius
+
+
+def constrained_escape(
+    setting: Setting,
+    *,
+    domain: Literal["ball", "box"] = "ball",
+    radius: float | None = None,
+    first_order: Literal["projected", "frank_wolfe"] = "projected",
+) -> Descent:
+    """First- and second-order steps in a ball, or a box of sides 2·radius; twice the minimiser's norm if not given."""
+    inside, radius = _domain(setting, domain, radius)
+    numbers = setting.constants.constrained_escape(radius)
+    make = lambda key: transforms.constrained_escape(inside, **numbers, first_order=first_order, key=key)  # noqa: E731
+    products = setting.constants.dimension + 1 if domain == "ball" else 16 * 34 + 1  # of a search: 16 starts in a box
     return Descent(make, lambda steps, state: Spent(steps, products * _count(state, "searches")))
+
+
+def projected_sgd(
+    setting: Setting,
+    *,
+    domain: Literal["ball", "box"] = "ball",
+    radius: float | None = None,
+    noise: float | None = None,
+    learning_rate: float | None = None,
+) -> Descent:
+    """Gradient descent with Gaussian noise of a length, and every step projected; noise a third of ε if not given."""
+    project: Any = _domain(setting, domain, radius)[0].project
+    numbers = _given(setting.constants.noisy_sgd(noise), learning_rate=learning_rate)
+
+    def move(updates: PyTree, params: PyTree) -> PyTree:
+        x, unravel = trees.ravel(params)
+        return unravel(project(x + trees.ravel(updates)[0]) - x)
+
+    return Descent(lambda key: _chain(optax.noisy_sgd(**numbers, key=key), optax.stateless(move)), _every_step(1.0))
 
 
 DESCENTS: dict[str, Callable[..., Descent]] = {
@@ -342,6 +370,7 @@ DESCENTS: dict[str, Callable[..., Descent]] = {
         saddle_free_newton,
         cubic_newton,
         constrained_escape,
+        projected_sgd,
     )
 }
 """By name: (setting, numbers) -> the method. What is not given follows from the constants of the setting."""
