@@ -247,20 +247,37 @@ def compressed_sgd(
     radius: float | None = None,
     reset_every: int | None = None,
     batch: int | None = None,
+    workers: int = 1,
+    feedback: bool = True,
 ) -> Descent:
-    """SGD that sends k of its d coordinates, with error feedback; learning rate k/dℓ, reset every d/k steps."""
+    """SGD that sends k of its d coordinates, with error feedback; learning rate k/dℓ, reset every d/k steps.
+
+    Each worker draws a batch of its own, and sends as many bits as are recorded. Without feedback what is left is lost.
+    """
     given = {"learning_rate": learning_rate, "noise_radius": radius, "reset_every": reset_every}
     numbers = _given(setting.constants.compressed_sgd(k), **given)
     known = {"random_k": transforms.random_k, "top_k": transforms.top_k}
-    batches = setting.batches(batch)
+    batches, count = setting.batches(batch), arguments.whole("compressed_sgd: workers", workers)
 
     def make(key: Array) -> optax.GradientTransformationExtraArgs:
         batch_key, key = jax.random.split(key)
-        return _chain(
-            batches(batch_key), transforms.compressed_sgd(compressor=known[compressor](k), **numbers, key=key)
-        )
 
-    return Descent(make, _every_step(setting.share(batch)))
+        def worker(batch_key: Array) -> optax.GradientTransformationExtraArgs:
+            sent = transforms.compressed_sgd(compressor=known[compressor](k), **numbers, key=key, axis_name="workers")
+            return _chain(batches(batch_key), sent)
+
+        def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
+            one = lambda state: worker(batch_key).update(updates, state, params, **extra)  # noqa: E731
+            averages, state = jax.vmap(one, axis_name="workers")(state)
+            if not feedback:
+                state = optax.tree.set(state, error=trees.zeros(optax.tree.get(state, "error")))
+            return jax.tree.map(lambda each: each[0], averages), state
+
+        each = jax.random.split(batch_key, count)
+        init = lambda params: jax.vmap(lambda own: worker(own).init(params))(each)  # noqa: E731
+        return optax.GradientTransformationExtraArgs(init, update)
+
+    return Descent(make, _every_step(count * setting.share(batch)))
 
 
 def dimer(
