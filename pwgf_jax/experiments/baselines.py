@@ -1,8 +1,8 @@
-"""Methods from function values that others are compared with: two compositions, neither of them ours."""
+"""Methods that others are compared with, compositions of what there is: from function values, and Adam with a dimer."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Int, PyTree
 from pwgf_jax import arguments, trees
 from pwgf_jax.experiments.batches import Setting
 from pwgf_jax.experiments.descents import Descent, Spent
-from pwgf_jax.transforms import coordinate_gradient, gaussian_gradient
+from pwgf_jax.transforms import coordinate_gradient, dimer, gaussian_gradient
 from pwgf_jax.transforms.branches import any_in_batch
 
-__all__ = ["BASELINES", "random_search", "zpsgd"]
+__all__ = ["BASELINES", "adamw", "random_search", "zpsgd"]
 
 
 def zpsgd(
@@ -78,9 +78,9 @@ def random_search(
 ) -> Descent:
     """The best of x and x ± σ₁s for a random s, and every so often of x and x ± σ₂s for s by power iterations: RSPI.
 
-    The scale σ₁ is half as large again after a success, and ∜1.5 times smaller after a failure (Rechenberg's rule); the
-    paper's falls by a schedule. A tenth of δ/ρ to begin with, and σ₂ = δ/ρ, if not given. An iteration is
-    s − (ĝ(x + rs) − ĝ(x − rs))/2rℓ of central differences, 4d values.
+    The scale σ₁ is half as large again after a success, up to 10δ/ρ, and ∜1.5 times smaller after a failure, which is
+    Rechenberg's rule; the paper's falls by a schedule. A tenth of δ/ρ to begin with, and σ₂ = δ/ρ, if not given. An
+    iteration is s − (ĝ(x + rs) − ĝ(x − rs))/2rℓ of central differences, 4d values.
 
     Example:
         >>> from pwgf_jax import problems
@@ -95,7 +95,7 @@ def random_search(
     d, every = constants.dimension, arguments.whole("random_search: every", every)
     iterations = arguments.whole("random_search: iterations", iterations)
     first = constants.reach / 10 if scale is None else scale
-    far = constants.reach if jump is None else jump
+    far, longest = constants.reach if jump is None else jump, 10 * constants.reach
 
     def update(
         updates: PyTree, state: Any, params: PyTree = None, *, value: Any = None, value_fn: Any = None, **extra: Any
@@ -121,7 +121,7 @@ def random_search(
         values = jnp.stack([jnp.asarray(value, x.dtype), *(value_fn(unravel(x + move)) for move in moves[1:])])
         best = jnp.argmin(values)
         changed = state.scale * jnp.where(best > 0, 1.5, 1.5**-0.25).astype(x.dtype)
-        scale = jnp.where(turn, state.scale, changed)
+        scale = jnp.where(turn, state.scale, jnp.minimum(changed, longest))
         return unravel(moves[best]), SearchState(key, state.count + 1, scale)
 
     def make(key: Array) -> optax.GradientTransformationExtraArgs:
@@ -131,5 +131,45 @@ def random_search(
     return Descent(make, lambda steps, state: Spent(values=2 * steps + steps // every * 4 * d * iterations))
 
 
-BASELINES = {method.__name__: method for method in (zpsgd, random_search)}
+def adamw(
+    setting: Setting,
+    *,
+    learning_rate: float,
+    decay: float = 0.0,
+    coupled: bool = False,
+    mode: Literal["repel", "translate", "as_published"] | None = None,
+    strength: float = 2.0,
+    every: int = 10,
+) -> Descent:
+    """Adam (β₂ = 0.99, gradients clipped to length one) with weight decay, behind a :func:`.dimer` if it has a mode.
+
+    Decoupled the decay is AdamW's; coupled it is of the gradient, as an L² penalty has it. The dimer's numbers follow
+    from the constants, but for the published mode, which has the published ones.
+
+    Example:
+        >>> from pwgf_jax import problems
+        >>> well = Setting.of(problems.double_well(4), smoothness=2.0, hessian_lipschitz=6.0, eps=1e-3, delta=0.1)
+        >>> adamw(well, learning_rate=1e-3, mode="repel").spent(100, None).gradients
+        110.0
+
+    References:
+        Hu, Cao, Liu, arXiv:2507.19968, and their code: its plain Adam has a coupled decay of 0.1, its dimers none.
+    """
+    numbers = setting.constants.dimer()
+    if mode != "repel":
+        numbers = {name: numbers[name] for name in ("separation", "rotation_rate")}
+    if mode == "as_published":
+        numbers = {"separation": 1e-3, "rotation_rate": 0.1}
+    penalty, shrink = (decay, 0.0) if coupled else (0.0, decay)
+    adam = optax.adamw(learning_rate, b2=0.99, weight_decay=shrink)
+
+    def make(key: Array) -> optax.GradientTransformationExtraArgs:
+        pushed = [] if mode is None else [dimer(mode=mode, strength=strength, every=every, **numbers, key=key)]
+        chain = optax.chain(optax.clip_by_global_norm(1.0), optax.add_decayed_weights(penalty), adam)
+        return optax.with_extra_args_support(optax.chain(*pushed, chain))
+
+    return Descent(make, lambda steps, state: Spent(steps * (1 + (mode is not None) / every)))
+
+
+BASELINES = {method.__name__: method for method in (zpsgd, random_search, adamw)}
 """By name, beside :data:`.DESCENTS`."""

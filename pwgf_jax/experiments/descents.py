@@ -90,7 +90,7 @@ def sgd(
     return Descent(lambda key: _chain(batches(key), step), _every_step(setting.share(batch)))
 
 
-def adam(setting: Setting, *, learning_rate: float, batch: int | None = None) -> Descent:
+def adam(setting: Setting, *, learning_rate: float | optax.Schedule, batch: int | None = None) -> Descent:
     """Adam."""
     batches, step = setting.batches(batch), optax.adam(learning_rate)
     return Descent(lambda key: _chain(batches(key), step), _every_step(setting.share(batch)))
