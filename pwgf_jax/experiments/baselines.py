@@ -47,8 +47,8 @@ def zpsgd(
         draw_key, noise_key = jax.random.split(key)
 
         def update(
-            updates: PyTree, state: Array, params: PyTree = None, *, value_fn: Any = None, **extra: Any
-        ) -> tuple[PyTree, Array]:
+            updates: PyTree, state: Any, params: PyTree = None, *, value_fn: Any = None, **extra: Any
+        ) -> tuple[PyTree, Any]:
             del updates, extra
             state, draw = jax.random.split(state)
             return gaussian_gradient(draw, value_fn, params, width, directions), state
