@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter
 
 from pwgf_jax import flows, functionals, perturbation, transforms
 from pwgf_jax.experiments import sources, starts, tables
+from pwgf_jax.experiments.baselines import BASELINES
 from pwgf_jax.experiments.descents import DESCENTS
 from pwgf_jax.experiments.objectives import OBJECTIVES as PROBLEMS
 from pwgf_jax.experiments.own import file_of
@@ -125,7 +126,7 @@ def _method(thing: Any) -> Entry:
 
 
 FLOWS = {name: _method(thing) for name, thing in _offered(flows, is_preset).items()}
-TRANSFORMS = {name: Entry(make, ("setting",), base=Method) for name, make in DESCENTS.items()}
+TRANSFORMS = {name: Entry(make, ("setting",), base=Method) for name, make in (DESCENTS | BASELINES).items()}
 FUNCTIONALS = {name: Entry(thing, _data_of(thing)) for name, thing in _offered(functionals, _data_of).items()}
 OBJECTIVES = {name: Entry(make, ("key", "dtype")) for name, make in PROBLEMS.items()}
 SADDLES = {name: Entry(make, ("key", "dtype")) for name, make in KNOWN_SADDLES.items()}

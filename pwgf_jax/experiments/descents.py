@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from pwgf_jax import arguments, perturbation, transforms
+from pwgf_jax import arguments, perturbation, transforms, trees
 from pwgf_jax.experiments.batches import Setting
 
 __all__ = ["DESCENTS", "Descent", "Spent"]
@@ -90,7 +90,7 @@ def sgd(
     return Descent(lambda key: _chain(batches(key), step), _every_step(setting.share(batch)))
 
 
-def adam(setting: Setting, *, learning_rate: float, batch: int | None = None) -> Descent:
+def adam(setting: Setting, *, learning_rate: float | optax.Schedule, batch: int | None = None) -> Descent:
     """Adam."""
     batches, step = setting.batches(batch), optax.adam(learning_rate)
     return Descent(lambda key: _chain(batches(key), step), _every_step(setting.share(batch)))
@@ -264,20 +264,37 @@ def compressed_sgd(
     radius: float | None = None,
     reset_every: int | None = None,
     batch: int | None = None,
+    workers: int = 1,
+    feedback: bool = True,
 ) -> Descent:
-    """SGD that sends k of its d coordinates, with error feedback; learning rate k/dℓ, reset every d/k steps."""
+    """SGD that sends k of its d coordinates, with error feedback; learning rate k/dℓ, reset every d/k steps.
+
+    Each worker draws a batch of its own, and sends as many bits as are recorded. Without feedback what is left is lost.
+    """
     given = {"learning_rate": learning_rate, "noise_radius": radius, "reset_every": reset_every}
     numbers = _given(setting.constants.compressed_sgd(k), **given)
     known = {"random_k": transforms.random_k, "top_k": transforms.top_k}
-    batches = setting.batches(batch)
+    batches, count = setting.batches(batch), arguments.whole("compressed_sgd: workers", workers)
 
     def make(key: Array) -> optax.GradientTransformationExtraArgs:
         batch_key, key = jax.random.split(key)
-        return _chain(
-            batches(batch_key), transforms.compressed_sgd(compressor=known[compressor](k), **numbers, key=key)
-        )
 
-    return Descent(make, _every_step(setting.share(batch)))
+        def worker(batch_key: Array) -> optax.GradientTransformationExtraArgs:
+            sent = transforms.compressed_sgd(compressor=known[compressor](k), **numbers, key=key, axis_name="workers")
+            return _chain(batches(batch_key), sent)
+
+        def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
+            one = lambda state: worker(batch_key).update(updates, state, params, **extra)  # noqa: E731
+            averages, state = jax.vmap(one, axis_name="workers")(state)
+            if not feedback:
+                state = optax.tree.set(state, error=trees.zeros(optax.tree.get(state, "error")))
+            return jax.tree.map(lambda each: each[0], averages), state
+
+        each = jax.random.split(batch_key, count)
+        init = lambda params: jax.vmap(lambda own: worker(own).init(params))(each)  # noqa: E731
+        return optax.GradientTransformationExtraArgs(init, update)
+
+    return Descent(make, _every_step(count * setting.share(batch)))
 
 
 def dimer(
@@ -328,18 +345,46 @@ def cubic_newton(setting: Setting, *, lipschitz: float | None = None, depth: int
     return Descent(make, _every_step(1.0, min(depth, setting.constants.dimension)))
 
 
-def constrained_escape(
-    setting: Setting, *, first_order: Literal["projected", "frank_wolfe"] = "projected", radius: float | None = None
-) -> Descent:
-    """First- and second-order steps in a ball, of twice the minimiser's norm if no radius is given."""
+def _domain(setting: Setting, domain: str, radius: float | None) -> tuple[transforms.Domain, float]:
     if radius is None:
         if setting.problem.minimum is None:
             raise ValueError("radius is missing; this objective has no known minimiser to choose it by.")
         radius = 2 * float(optax.tree.norm(setting.problem.minimum.point))
-    domain, numbers = transforms.ball(radius), setting.constants.constrained_escape(radius)
-    make = lambda key: transforms.constrained_escape(domain, **numbers, first_order=first_order, key=key)  # noqa: E731
-    products = setting.constants.dimension + 1  # of a search in the ball
+    return transforms.ball(radius) if domain == "ball" else transforms.box(-radius, radius), radius
+
+
+def constrained_escape(
+    setting: Setting,
+    *,
+    domain: Literal["ball", "box"] = "ball",
+    radius: float | None = None,
+    first_order: Literal["projected", "frank_wolfe"] = "projected",
+) -> Descent:
+    """First- and second-order steps in a ball, or a box of sides 2·radius; twice the minimiser's norm if not given."""
+    inside, radius = _domain(setting, domain, radius)
+    numbers = setting.constants.constrained_escape(radius)
+    make = lambda key: transforms.constrained_escape(inside, **numbers, first_order=first_order, key=key)  # noqa: E731
+    products = setting.constants.dimension + 1 if domain == "ball" else 16 * 34 + 1  # of a search: 16 starts in a box
     return Descent(make, lambda steps, state: Spent(steps, products * _count(state, "searches")))
+
+
+def projected_sgd(
+    setting: Setting,
+    *,
+    domain: Literal["ball", "box"] = "ball",
+    radius: float | None = None,
+    noise: float | None = None,
+    learning_rate: float | None = None,
+) -> Descent:
+    """Gradient descent with Gaussian noise of a length, and every step projected; noise a third of ε if not given."""
+    project: Any = _domain(setting, domain, radius)[0].project
+    numbers = _given(setting.constants.noisy_sgd(noise), learning_rate=learning_rate)
+
+    def move(updates: PyTree, params: PyTree) -> PyTree:
+        x, unravel = trees.ravel(params)
+        return unravel(project(x + trees.ravel(updates)[0]) - x)
+
+    return Descent(lambda key: _chain(optax.noisy_sgd(**numbers, key=key), optax.stateless(move)), _every_step(1.0))
 
 
 DESCENTS: dict[str, Callable[..., Descent]] = {
@@ -361,6 +406,7 @@ DESCENTS: dict[str, Callable[..., Descent]] = {
         saddle_free_newton,
         cubic_newton,
         constrained_escape,
+        projected_sgd,
     )
 }
 """By name: (setting, numbers) -> the method. What is not given follows from the constants of the setting."""

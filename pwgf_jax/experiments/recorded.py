@@ -84,11 +84,13 @@ def at_point(whole: Objective, dense: bool, F: Functional, mu: Particles) -> dic
 
 
 def spent(method: Descent, state: FlowState) -> dict[str, Array]:
-    """What a method has used so far, bits included if it counts them."""
+    """What a method has used so far, bits of each worker included if it counts them."""
     inner = state.optimizer.state
     spent = method.spent(state.step.astype(float), inner)._asdict()  # shares of a batch are not whole
     bits = optax.tree.get_all_with_path(inner, "bits")
-    return {name: jnp.asarray(count, float) for name, count in spent.items()} | ({"bits": bits[0][1]} if bits else {})
+    return {name: jnp.asarray(count, float) for name, count in spent.items()} | (
+        {"bits": jnp.max(bits[0][1])} if bits else {}
+    )
 
 
 def _least_curvature(F: Functional, mu: Particles) -> Array:

@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from pwgf_jax import Particles, functionals, problems, run
 from pwgf_jax.experiments import ConfigError, build, dump, load
+from pwgf_jax.experiments.baselines import BASELINES
 from pwgf_jax.experiments.batches import Setting
 from pwgf_jax.experiments.catalogue import OBJECTIVES as ENTRIES
 from pwgf_jax.experiments.cli import main
@@ -42,7 +44,12 @@ OPTIONS = {
     "attention_pca": {"eigenvalues": [2.0, 1.0]},
     "spiked_attention": {"prompts": 9, "tokens": 4, "dimension": 2, "spike": 3.0},
 }
-ARGUMENTS = {"adam": {"learning_rate": 0.01}, "sam": {"radius": 0.05}, "compressed_sgd": {"k": 1}}
+ARGUMENTS = {
+    "adam": {"learning_rate": 0.01},
+    "sam": {"radius": 0.05},
+    "compressed_sgd": {"k": 1},
+    "random_search": {"every": 5, "iterations": 3},
+}
 
 
 def document(objective="double_well", arms=None, **tables):
@@ -89,7 +96,7 @@ def calls_of(name, steps, problem, **arguments):
         return problem.value(x)
 
     counted = problems.Problem(value, problem.init, problem.saddles, problem.minimum)
-    method = DESCENTS[name](Setting.of(counted, **CONSTANTS), **(ARGUMENTS.get(name, {}) | arguments))
+    method = (DESCENTS | BASELINES)[name](Setting.of(counted, **CONSTANTS), **(ARGUMENTS.get(name, {}) | arguments))
     record = Record(
         every=steps,
         state_stats=lambda state: dict(
@@ -111,6 +118,8 @@ def calls_of(name, steps, problem, **arguments):
         ("dimer", lambda g, p, v: g - 20),
         ("negative_curvature_descent", lambda g, p, v: g - 20),
         ("zeroth_order_descent", lambda g, p, v: v),
+        ("zpsgd", lambda g, p, v: v),
+        ("random_search", lambda g, p, v: v),
         ("cubic_newton", lambda g, p, v: 20),  # linearised once a step, for all products
     ],
 )
@@ -119,6 +128,31 @@ def test_what_methods_say_they_spend_is_what_they_call(name, extra):
     assert calls == extra(**spent)
     products = {"cubic_newton": 20 * 3}
     assert spent["p"] == products.get(name, 0)
+
+
+@pytest.mark.parametrize("domain", ["ball", "box"])
+def test_projected_steps_end_where_the_boundary_stops_them(domain):
+    setting = Setting.of(problems.double_well(3, scale=0.1, dtype=jnp.float64), **CONSTANTS)
+    optimizer = DESCENTS["projected_sgd"](setting, domain=domain, radius=0.5, noise=0.0).make(jax.random.key(0))
+    x: Any = jnp.array([0.1, 0.4, 0.0])
+    state = optimizer.init(x)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises its int32 count to a float
+        for _ in range(60):
+            updates, state = optimizer.update(jax.grad(setting.problem.value)(x), state, x)
+            x = optax.apply_updates(x, updates)
+    np.testing.assert_allclose(x, [0.5, 0, 0], atol=1e-6)  # the well is at 1, beyond the boundary
+
+
+def test_what_workers_do_not_send_waits_for_them_only_with_feedback():
+    setting = Setting.of(problems.double_well(3, scale=0.1, dtype=jnp.float64), **CONSTANTS)
+    options = {"k": 1, "compressor": "top_k", "workers": 4, "radius": 0.0, "learning_rate": 1.0, "reset_every": 9}
+    g, x, first = jnp.array([3.0, 2.0, 0.0]), jnp.ones(3), [-3.0, 0, 0]
+    for feedback, second in [(True, [0, -4.0, 0]), (False, first)]:
+        optimizer = DESCENTS["compressed_sgd"](setting, **options, feedback=feedback).make(jax.random.key(0))
+        state = optimizer.init(x)
+        for expected in (first, second):
+            updates, state = optimizer.update(g, state, x)
+            np.testing.assert_array_equal(updates, expected)
 
 
 @pytest.fixture(scope="module")
