@@ -49,6 +49,12 @@ def median(cell):
     return float(number[0]) if number else cell
 
 
+def test_every_config_is_in_the_first_table():
+    first = tables((ROOT / "configs" / "README.md").read_text(encoding="utf-8"))[0]
+    named = {name for row in first[1:] for name in re.findall(r"`(\w+)`", row[0])}
+    assert named == {path.stem for path in (ROOT / "configs").glob("*.toml")}
+
+
 @pytest.mark.parametrize("config", HELD)
 def test_every_heading_and_row_is_one_of_the_summary(config):
     rows = of_command(config)
