@@ -30,7 +30,8 @@ html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"  # a notebook is run again only once its code has changed
-nb_execution_timeout = 300
+nb_merge_streams = True
+nb_execution_timeout = 900
 nb_execution_raise_on_error = True
 
 bibtex_bibfiles = ["references.bib"]
