@@ -1,5 +1,7 @@
 """The Sinkhorn divergence against a plain loop, a linear programme, finite differences and Gaussians."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,7 +114,7 @@ def test_tiles_change_nothing(monkeypatch):
     expected = derivatives(divergence(), mu, v)
     monkeypatch.setattr("pwgf_jax.kernels.radial.FEWEST_ROWS", 2)
     monkeypatch.setattr(memory, "_TILE_BYTES", {"cpu": 1})
-    found = jax.jit(lambda F: derivatives.__wrapped__(F, mu, v))(divergence())
+    found = jax.jit(lambda F: inspect.unwrap(derivatives)(F, mu, v))(divergence())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), found, expected)
 
 
