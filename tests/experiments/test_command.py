@@ -211,6 +211,7 @@ def test_an_interrupted_run_goes_on_and_ends_like_a_whole_one(finished, tmp_path
     assert (out / "summary.md").exists()
 
 
+@pytest.mark.slow
 def test_a_run_made_longer_is_the_longer_run(tiny, tmp_path, capsys, refused):
     assert run(tiny, tmp_path / "short") == 0
     before = json.loads((tmp_path / "short" / "run.json").read_text())["arms"]["static"]

@@ -140,7 +140,10 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+slowly = lambda names: [pytest.param(name, marks=pytest.mark.slow) for name in names]  # noqa: E731
+
+
+@pytest.mark.parametrize("name", ["wgf", "pwgf", *slowly(sorted(METHODS.keys() - {"wgf", "pwgf"}))])
 def test_every_flow_takes_its_step_in_the_points_and_then_the_one_in_the_weights(name, key):
     F, mu, method = mmd(points(9, 2, seed=1), gaussian(1.0)), Particles(points(4, 2), unequal(4)), METHODS[name]()
 
@@ -157,7 +160,7 @@ def test_every_flow_takes_its_step_in_the_points_and_then_the_one_in_the_weights
     np.testing.assert_allclose(found.evaluation.value, F(found.mu), rtol=1e-10)  # where both have led
 
 
-@pytest.mark.parametrize("name", ["wgf", "adam", "saddle-free Newton"])
+@pytest.mark.parametrize("name", ["wgf", *slowly(["adam", "saddle-free Newton"])])
 def test_a_particle_split_in_two_moves_as_the_whole_one(name, key):
     F, method = mmd(points(9, 2, seed=1), gaussian(1.0)), reweighted(METHODS[name](), mirror(0.8))
     x, w = points(3, 2), unequal(3)
