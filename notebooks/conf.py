@@ -25,7 +25,7 @@ exclude_patterns = ["build", "runs"]
 
 html_theme = "sphinx_book_theme"
 html_title = "pwgf_jax"
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
+html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "navbar_persistent": []}
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
 myst_heading_anchors = 3
