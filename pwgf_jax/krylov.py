@@ -206,7 +206,7 @@ def smallest_eigenpair(
         depth: Krylov dimension; λ_min to 1 % takes some 20 products at a random start of a flow and over
             100 near stationarity. Capped by the operator's size.
         like: a field giving shapes and dtypes; needed for a bare callable only.
-        rtol: ``converged`` means a residual of at most rtol·|λ|, or at the level of rounding.
+        rtol: ``converged`` means a residual of at most rtol·abs(λ), or at the level of rounding.
 
     Returns:
         An :class:`Eigenpair`: the operator has an eigenvalue within ``residual`` of ``eigenvalue``.

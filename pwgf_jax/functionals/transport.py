@@ -198,7 +198,7 @@ def sinkhorn_divergence(
     .. math:: F(\mu)=OT_\varepsilon(\mu,\nu)-\tfrac12OT_\varepsilon(\mu,\mu)-\tfrac12OT_\varepsilon(\nu,\nu)
 
     :math:`OT_\varepsilon(\mu,\nu)=\min_\pi\int\frac12|x-y|^2\,d\pi+\varepsilon\,\mathrm{KL}(\pi|\mu\otimes\nu)`, over
-    couplings π; |·| is Euclidean over all coordinates of a point. Non-negative, convex in μ, zero at ν alone; it
+    couplings π; the norm is Euclidean over all coordinates of a point. Non-negative, convex in μ, zero at ν alone; it
     tends to ½W₂² as ε → 0 and to half the squared distance of the means as ε → ∞. The Wasserstein gradient is the
     difference of two entropic displacements, :math:`T_{\mu\mu}(x)-T_{\mu\nu}(x)`.
 

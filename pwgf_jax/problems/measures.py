@@ -27,7 +27,7 @@ def mean_quartic(particles: int, dimension: int, *, scale: float = 0.0, dtype: A
     Every centred measure is a saddle with F = 0; here the particles are at ±e_i. There is no local part: both Hessians
     are :math:`v\mapsto-\int v\,d\mu`, with spectrum −1 (d times, along common shifts) and 0, so the index is d.
     Hessian-guided noise is one Gaussian shift of all particles; the mean of noises of their own is smaller by √N.
-    Minima are the measures with |m| = 1, where F = −¼ and the spectrum is 2 and 0.
+    Minima are the measures with :math:`|m|=1`, where F = −¼ and the spectrum is 2 and 0.
 
     Args:
         particles: N, even, so that their mean is zero.

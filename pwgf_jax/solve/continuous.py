@@ -327,7 +327,7 @@ def continuous_pwgf(
         direction: (key, F, mu) -> :class:`pwgf_jax.flows.Evaluation`.
         perturbation: (key, F, mu) -> field ξ.
         stats: (F, mu) -> dict of arrays, added to the records.
-        rtol: relative tolerance of a step, on the points. Errors of rtol·|x| + atol ought to be small against the
+        rtol: relative tolerance of a step, on the points. Errors of rtol·abs(x) + atol ought to be small against the
             jumps, η_p·‖ξ‖, and against ε/L₁ with L₁ the gradient's Lipschitz constant, or they decide the events.
         atol: absolute tolerance of a step, on the points [length].
         solver: as in :func:`continuous_flow`.

@@ -42,8 +42,8 @@ def accelerated_descent(
 
     .. math:: f(x)\le f(y)+\nabla f(y)\cdot(x-y)-\tfrac\gamma2|x-y|^2,
 
-    v is a direction of descent or of negative curvature: x stays if |v| is at least the stretch s, and otherwise goes
-    to the lower one of :math:`x\pm s\,v/|v|`; v becomes zero. With a jump where the gradient is small,
+    v is a direction of descent or of negative curvature: x stays if :math:`|v|` is at least the stretch s, and
+    otherwise goes to the lower one of :math:`x\pm s\,v/|v|`; v becomes zero. With a jump where the gradient is small,
     ``perturb_at_saddle(accelerated_descent(...), ball_noise(r), trigger, key=key)``, it is the papers' perturbed
     accelerated gradient descent, which needs :math:`\tilde O(\epsilon^{-7/4})` gradients, not
     :math:`\tilde O(\epsilon^{-2})`. From an exact saddle it does not start by itself.
