@@ -1,7 +1,6 @@
-"""A table of configs/README.md is what the command beside it prints, from the code as it is.
+"""A table of configs/README.md is what the command in its first heading prints, from the code as it is.
 
-Its first heading is the command, its rows are arms, its other headings those of numbers in the run's ``summary.md``.
-One row that runs in a minute is held here; the others are made in the same way by hand.
+``notebooks/figures/results.py`` fills them from the folders of runs. Of some configs one arm is run here and compared.
 """
 
 import re
@@ -11,57 +10,56 @@ import jax
 import numpy as np
 import pytest
 
+from notebooks.figures import results
 from pwgf_jax.experiments import load
 from pwgf_jax.experiments.report.tables import summarise
 from pwgf_jax.experiments.run import run
 
-ROOT = Path(__file__).parents[1]
+CONFIGS = Path(__file__).parents[1] / "configs"
+PAGE = (CONFIGS / "README.md").read_text(encoding="utf-8")
+TABLES = list(results.tables(PAGE))
 HELD = {"matrix_factorization": "hessian"}  # in float64: in float32 rounding decides when a seed jumps
 MEDIAN = 0.05  # relative: medians of ten seeds on another machine, whose last digits differ
 
 
-def tables(text):
-    """All tables of a Markdown text, each a list of rows of cells."""
-    blocks = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
-    return [
-        [
-            [cell.strip() for cell in line.strip("|\n").split(" | ")]
-            for line in block.splitlines()
-            if set(line) - set("|:- ")
-        ]
-        for block in blocks
-    ]
-
-
 def of_command(config):
-    """The table that a command stands beside."""
-    wanted = f"`pwgf run configs/{config}.toml`"
-    found = [
-        rows for rows in tables((ROOT / "configs" / "README.md").read_text(encoding="utf-8")) if rows[0][0] == wanted
-    ]
-    assert len(found) == 1, f"{len(found)} tables of {wanted}"
-    return found[0]
+    """The tables of a config."""
+    return [table for table in TABLES if table.command and table.command[0] == config]
 
 
-def median(cell):
-    """The first number of a cell; what is no number as it is."""
+def numbers(cell):
+    """The median that a cell begins with, or the cell."""
     number = re.match(r"-?\d+(\.\d+)?(e[+-]?\d+)?", cell)
     return float(number[0]) if number else cell
 
 
 def test_every_config_is_in_the_first_table():
-    first = tables((ROOT / "configs" / "README.md").read_text(encoding="utf-8"))[0]
-    named = {name for row in first[1:] for name in re.findall(r"`(\w+)`", row[0])}
-    assert named == {path.stem for path in (ROOT / "configs").glob("*.toml")}
+    named = {name for row in TABLES[0].rows[1:] for name in re.findall(r"`(\w+)`", row[0])}
+    assert named == {path.stem for path in CONFIGS.glob("*.toml")}
 
 
-@pytest.mark.parametrize("config", HELD)
-def test_every_heading_and_row_is_one_of_the_summary(config):
-    rows = of_command(config)
-    arms = re.findall(
-        r"^\[arms\.(\w+)\]", (ROOT / "configs" / f"{config}.toml").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    assert [row[0] for row in rows[1:]] == arms
+def test_every_command_is_of_a_config_and_every_cell_is_filled():
+    for table in TABLES[1:]:
+        if table.command:
+            assert (CONFIGS / f"{table.command[0]}.toml").exists()
+            assert all(all(row) for row in table.rows), table.command
+
+
+def test_every_figure_is_there_and_small():
+    shown = set(re.findall(r"figures/results/(\w+)\.webp", PAGE))
+    assert shown == {path.stem for path in results.FIGURES.iterdir()}
+    assert sum(path.stat().st_size for path in results.FIGURES.iterdir()) < 2.5e6
+
+
+def test_a_table_is_filled_from_a_summary():
+    """Whichever way round it is printed, with or without a quantity."""
+    summary = "| arm | F |\n| :-- | :-- |\n| a | 1 |\n\n| cost, key = | a |\n| :-- | :-- |\n| 2 | 3 |\n"
+    page = "| `pwgf run x`: cost | F | 2 |\n| :-- | --: | --: |\n| a | | |\n"
+    (table,) = results.tables(page)
+    cells = results.printed(summary)
+    assert results.filled(table, cells) == page.replace("| a | | |", "| a | 1 | 3 |")
+    with pytest.raises(KeyError, match="'cost', 'a', 'G'"):
+        results.filled(next(results.tables(page.replace("F", "G"))), cells)
 
 
 @pytest.fixture
@@ -75,19 +73,20 @@ def optimised():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("optimised")
-@pytest.mark.parametrize(("config", "held"), HELD.items())
-def test_the_row_is_what_the_command_prints(config, held, tmp_path):
-    folder = run(load(ROOT / "configs" / f"{config}.toml").only(held), tmp_path / "run")
-    printed = {}
-    for rows in tables(summarise(folder)):
-        for arm, *cells in rows[1:]:
-            for heading, cell in zip(rows[0][1:], cells, strict=True):
-                printed |= {(arm, heading): cell, (heading, arm): cell}  # whichever of them has the columns
-    header, *rows = of_command(config)
-    for arm, *cells in (row for row in rows if row[0] == held):
-        for heading, cell in zip(header[1:], cells, strict=True):
-            ours, theirs = median(cell), median(printed[arm, heading])
-            if isinstance(ours, str):
-                assert cell == printed[arm, heading], (arm, heading)
-            else:
-                np.testing.assert_allclose(ours, theirs, rtol=MEDIAN, err_msg=f"{arm}, {heading}")
+@pytest.mark.parametrize(("config", "arm"), HELD.items())
+def test_an_arm_is_what_the_command_prints(config, arm, tmp_path):
+    folder = run(load(CONFIGS / f"{config}.toml").only(arm), tmp_path / "run")
+    cells, compared = results.printed(summarise(folder)), 0
+    for table in of_command(config):
+        head, *rows = table.rows
+        for row in rows:
+            for column, cell in zip(head[1:], row[1:], strict=True):
+                if arm in {re.sub(r"-.*", "", name) for name in (row[0], column)} and "seconds" not in row[0] + column:
+                    quantity = table.command[1] if (table.command[1], row[0], column) in cells else ""
+                    ours, theirs = numbers(cell), numbers(cells[quantity, row[0], column])
+                    compared += 1
+                    if isinstance(ours, str):
+                        assert ours == theirs, (row[0], column)
+                    else:
+                        np.testing.assert_allclose(ours, theirs, rtol=MEDIAN, err_msg=f"{row[0]}, {column}")
+    assert compared

@@ -31,7 +31,6 @@ from pwgf_jax.experiments.loggers import LOGGERS
 from pwgf_jax.experiments.messages import ConfigError, say, suggestion
 from pwgf_jax.experiments.outset import refuse_taken
 from pwgf_jax.experiments.report import certificates, figures, landscape, particles, tables
-from pwgf_jax.experiments.results import families
 from pwgf_jax.experiments.shares import share, spread
 from pwgf_jax.solve.hosts import first, number, several
 
@@ -310,28 +309,9 @@ def _plot(options: argparse.Namespace, command: str) -> None:
             "are multiples of record_every, into the config and run it again."
         )
     folder.write_text("summary.md", tables.summarise(folder))
-    _say_written(_draw(folder, options.x))
+    _say_written(figures.draw_run(folder, options.x))
     if options.animate:
         _say_written(particles.animate(snapshots, folder.path / "particles"))
-
-
-def _draw(folder: RunFolder, x: figures.Axis | None = None) -> list[Path]:
-    """The figure of a run: its curves, or what a varied key does if there is one and no axis is asked for."""
-    arms, path = folder.arms(), folder.path / "figure"
-    if x is not None:
-        return figures.draw(arms, folder.path / f"figure-{x}", x)
-    grown = families(arms)
-    if all({"varied", "second_order"} <= set(arm.info) for arm in arms.values()):
-        files = figures.draw_profile(arms, path)
-        for i, turn in enumerate(dict.fromkeys(turn for runs in grown.values() for turn in runs)):
-            own = {name: runs[turn] for name, runs in grown.items() if turn in runs}
-            plain = re.fullmatch(r"[\w+-][\w.+-]*", str(turn))  # a folder from elsewhere may say ../x
-            files += figures.draw(own, folder.path / f"figure-{turn if plain else i}")
-        return files
-    files = (figures.draw_varied if grown else figures.draw)(arms, path)
-    if snapshots := folder.snapshots():
-        files += particles.draw_snapshots(snapshots, folder.path / "particles")
-    return files
 
 
 def _certify(options: argparse.Namespace, command: str) -> None:
@@ -375,7 +355,7 @@ def _report(folder: RunFolder) -> None:
     folder.write_text("summary.md", tables.summarise(folder))
     print(tables.spoken(folder))
     try:
-        _draw(folder)
+        figures.draw_run(folder)
     except ConfigError as error:  # the run is worth more than its figure
         say(str(error))
     print(f"Everything is in {folder.path}")

@@ -48,8 +48,15 @@ def side_by_side() -> Callable[..., dict[str, float]]:
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Add a line to the table printed at the end of the session."""
-    return lambda line: _LINES.append(f"{request.node.name:32s} {line}")
+    """Say a line, at once and in the table at the end: a lent machine may be gone before that."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def say(line: str) -> None:
+        _LINES.append(f"{request.node.name:32s} {line}")
+        with capture.global_and_fixture_disabled():
+            print(f"\n{_LINES[-1]}", flush=True)
+
+    return say
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

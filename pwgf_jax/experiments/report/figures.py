@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -11,11 +12,13 @@ import numpy as np
 
 from pwgf_jax.density import Eigenpairs, SpectralDensity
 from pwgf_jax.experiments.costs import gradients, seconds
+from pwgf_jax.experiments.folder import RunFolder
 from pwgf_jax.experiments.messages import ConfigError
+from pwgf_jax.experiments.report import particles
 from pwgf_jax.experiments.report.look import beside, canvas, style
 from pwgf_jax.experiments.results import NEVER, Arm, families
 
-__all__ = ["Axis", "draw", "draw_profile", "draw_varied", "plot_spectrum"]
+__all__ = ["Axis", "draw", "draw_profile", "draw_run", "draw_varied", "plot_spectrum"]
 
 Axis: TypeAlias = Literal["steps", "gradients", "seconds", "bits"]
 
@@ -210,6 +213,29 @@ def _strip(ax: Any, jumps: Mapping[str, Arm], at: Mapping[str, np.ndarray], styl
     ax.set_ylim(-len(jumps) + 0.4, 0.6)
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
+
+
+def draw_run(folder: RunFolder, x: Axis | None = None) -> list[Path]:
+    """Draw a run: its curves, or what a varied key does if there is one and no axis is asked for.
+
+    Of several methods on several objectives, performance profiles, where any of them comes to a second-order point.
+    """
+    arms, path = folder.arms(), folder.path / "figure"
+    if x is not None:
+        return draw(arms, folder.path / f"figure-{x}", x)
+    grown = families(arms)
+    if all({"varied", "second_order"} <= set(arm.info) for arm in arms.values()):
+        solved = any(np.any(arm.to_second_order() < NEVER) for arm in arms.values())
+        files = (draw_profile if solved and len(grown) > 1 else draw_varied)(arms, path)
+        for i, turn in enumerate(dict.fromkeys(turn for runs in grown.values() for turn in runs)):
+            own = {name: runs[turn] for name, runs in grown.items() if turn in runs}
+            plain = re.fullmatch(r"[\w+-][\w.+-]*", str(turn))  # a folder from elsewhere may say ../x
+            files += draw(own, folder.path / f"figure-{turn if plain else i}")
+        return files
+    files = (draw_varied if grown else draw)(arms, path)
+    if snapshots := folder.snapshots():
+        files += particles.draw_snapshots(snapshots, folder.path / "particles")
+    return files
 
 
 def draw_varied(arms: Mapping[str, Arm], path: Path) -> list[Path]:

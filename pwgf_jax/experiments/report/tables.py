@@ -228,8 +228,8 @@ def _depths(arms: Mapping[str, Arm]) -> dict[str, float]:
 
 
 def trajectory(arms: Mapping[str, Arm], count: int = 5) -> _Rows:
-    """The objective at a few steps."""
-    last = max(int(arm.records["step"][-1]) for arm in arms.values())
+    """The objective at a few recorded steps."""
+    recorded = max((arm.records["step"] for arm in arms.values()), key=lambda steps: int(steps[-1]))
 
     def at(step: int) -> Callable[[Arm], str]:
         def cell(arm: Arm) -> str:
@@ -238,7 +238,7 @@ def trajectory(arms: Mapping[str, Arm], count: int = 5) -> _Rows:
 
         return cell
 
-    steps = sorted({round(last * i / (count - 1)) for i in range(count)})
+    steps = sorted({int(recorded[round(i)]) for i in np.linspace(0, recorded.size - 1, count)})
     return _rows(arms, {str(step): at(step) for step in steps}, "F at step")
 
 
@@ -300,8 +300,16 @@ def objectives(arms: Mapping[str, Arm]) -> list[_Rows]:
     if any("alignment" in arm.records for arm in every):
         columns["final alignment"] = _last("alignment")
     if grown:
-        return [_grid(title, grown, cell) for title, cell in columns.items()]
+        grids = [_grid(title, grown, cell) for title, cell in columns.items()]
+        return [_solved(grown), *grids] if "cost of a second-order point" in columns else grids
     return [_rows(known, columns)] if columns else []
+
+
+def _solved(grown: Mapping[str, Mapping[Any, Arm]]) -> _Rows:
+    """On how many objectives and seeds each method came to a second-order point."""
+    there = {name: [arm.to_second_order() < NEVER for arm in runs.values()] for name, runs in grown.items()}
+    most = max(sum(map(len, each)) for each in there.values())
+    return [["arm", f"reached of {most}"], *([name, str(sum(map(np.sum, each)))] for name, each in there.items())]
 
 
 def _counted(arm: Arm, unit: str) -> str:
