@@ -25,6 +25,8 @@ exclude_patterns = ["build", "runs"]
 
 html_theme = "sphinx_book_theme"
 html_title = "pwgf_jax"
+html_static_path = ["book.css"]
+html_css_files = ["book.css"]
 html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True, "navbar_persistent": []}
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]

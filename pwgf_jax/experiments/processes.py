@@ -69,9 +69,10 @@ def connect(options: argparse.Namespace, seeds: int) -> None:
 
 
 def cpu_devices(seeds: int) -> None:
-    """On CPU a device per core to spread seeds over, no more than there are seeds."""
+    """On CPU a device per core to spread seeds over, but no more than finish as soon: of eight, ten seeds take five."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    rounds = -(-seeds // cores)
     chosen = "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not chosen:
         with suppress(RuntimeError):  # too late: a caller has used jax in this process before
-            jax.config.update("jax_num_cpu_devices", min(cores, seeds))
+            jax.config.update("jax_num_cpu_devices", -(-seeds // rounds))

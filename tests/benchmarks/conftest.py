@@ -49,7 +49,7 @@ def side_by_side() -> Callable[..., dict[str, float]]:
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Say a line, at once and in the table at the end: a lent machine may be gone before that."""
-    capture = request.config.pluginmanager.getplugin("capturemanager")
+    capture: Any = request.config.pluginmanager.getplugin("capturemanager")
 
     def say(line: str) -> None:
         _LINES.append(f"{request.node.name:32s} {line}")

@@ -1,11 +1,14 @@
 """The command in two processes: the first speaks and writes, and all end alike."""
 
+import os
 import signal
 
+import jax
 import numpy as np
 import pytest
 
 from pwgf_jax.experiments.cli import main
+from pwgf_jax.experiments.processes import cpu_devices
 from tests.processes import ends, free_port, said, started, wait_for
 
 STEPS = ["--set", "steps=2000", "--set", "record_every=1", "--set", "seeds=4"]
@@ -22,6 +25,17 @@ def in_a_cluster():
     step = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
     step |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"}
     return [step | {"SLURM_PROCID": f"{i}", "SLURM_LOCALID": f"{i}"} for i in range(2)]
+
+
+@pytest.mark.parametrize(("seeds", "cores", "devices"), [(10, 2, 2), (10, 8, 5), (10, 16, 10), (3, 2, 2), (1, 8, 1)])
+def test_as_many_devices_as_end_the_sooner(seeds, cores, devices, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores), raising=False)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: asked.update({name: value}))
+    for variable in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS"):
+        monkeypatch.delenv(variable, raising=False)
+    cpu_devices(seeds)
+    assert asked == {"jax_num_cpu_devices": devices}
 
 
 @pytest.mark.slow
