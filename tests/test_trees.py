@@ -20,6 +20,12 @@ def test_sums_over_half_precision_are_those_of_single():
     assert trees.size(x) == 1001
 
 
+@pytest.mark.parametrize("shape", [(), (5, 2), (7, 3, 2), (4, 0)])
+def test_white_noise_is_what_jax_draws_in_that_shape(shape, dtype):
+    drawn = trees.white(KEY, jnp.ones(shape, dtype))
+    np.testing.assert_array_equal(drawn, jax.random.normal(jax.random.split(KEY, 1)[0], shape, dtype))
+
+
 def test_one_vector_and_back_keeps_shapes_dtypes_and_values():
     x = {"a": jnp.arange(6.0, dtype=jnp.bfloat16).reshape(2, 3), "b": jnp.asarray(0.1, jnp.float64), "c": None}
     flat, unravel = trees.ravel(x)

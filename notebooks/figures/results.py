@@ -31,8 +31,8 @@ class Table(NamedTuple):
     @property
     def command(self) -> tuple[str, str] | None:
         """The config and the quantity that its first heading names; no quantity is one of arms."""
-        found = COMMAND.fullmatch(self.rows[0][0])
-        return (found[1], found[2] or "") if found else None
+        named = COMMAND.fullmatch(self.rows[0][0])
+        return (named[1], named[2] or "") if named else None
 
 
 def tables(text: str) -> Iterator[Table]:
@@ -61,6 +61,15 @@ def printed(summary: str) -> dict[tuple[str, str, str], str]:
     return cells
 
 
+def found(cells: dict[tuple[str, str, str], str], quantity: str, row: str, column: str) -> str:
+    """The cell of a quantity, or of the tables of arms where the quantity has none there.
+
+    Raises:
+        KeyError: if neither has it.
+    """
+    return cells[quantity, row, column] if (quantity, row, column) in cells else cells["", row, column]
+
+
 def filled(table: Table, cells: dict[tuple[str, str, str], str]) -> str:
     """The table with the numbers of a run.
 
@@ -69,8 +78,7 @@ def filled(table: Table, cells: dict[tuple[str, str, str], str]) -> str:
     """
     _, quantity = table.command or ("", "")
     head, *body = table.rows
-    looked_up = cells | {(quantity, *place): cell for (of, *place), cell in cells.items() if not of}
-    rows = [[row[0], *(looked_up[quantity, row[0], column] for column in head[1:])] for row in body]
+    rows = [[row[0], *(found(cells, quantity, row[0], column) for column in head[1:])] for row in body]
     lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], table.rule, *lines[1:]]) + "\n"
 

@@ -50,7 +50,7 @@ def side_by_side() -> Callable[..., dict[str, float]]:
 
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """Say a line, at once and in the table at the end: a lent machine may be gone before that."""
+    """Say a line, at once and in the table at the end, which a run that is cut off never prints."""
     capture: Any = request.config.pluginmanager.getplugin("capturemanager")
 
     def say(line: str) -> None:

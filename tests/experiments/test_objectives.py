@@ -236,6 +236,7 @@ def test_arms_that_record_different_things_share_their_tables():
     tables = {rows[0][0]: rows[1:] for rows in objectives(arms)}
     assert tables["final alignment"] == [["pgd", "–", "1", "–"]]
     assert tables["seeds end at"] == [["pgd", "1 well", "1 well", "1 well"]]
+    assert tables["arm"] == [["pgd", "3"]]  # second-order points, of as many objectives and seeds
     assert tables["gradients / products / values to it"] == [["pgd", *["0 / 0 / 0"] * 3]]
 
 

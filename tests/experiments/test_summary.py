@@ -5,7 +5,7 @@ import pytest
 
 from pwgf_jax.experiments.folder import open_run
 from pwgf_jax.experiments.report.figures import draw, thinned
-from pwgf_jax.experiments.report.tables import arranged, escape, overview, spoken, summarise
+from pwgf_jax.experiments.report.tables import arranged, escape, overview, spoken, summarise, trajectory
 from pwgf_jax.experiments.results import Arm
 
 
@@ -76,6 +76,12 @@ def test_the_summary_has_an_arm_a_column_as_the_terminal_does(finished, capsys):
     assert set(shown.splitlines()) <= set(summary)
     assert [cell.strip() for cell in shown.splitlines()[0].strip("|").split("|")] == ["arm", "static", "hessian"]
     assert max(line.count("|") for line in summary) == 4
+
+
+def test_the_objective_is_told_at_steps_that_were_recorded():
+    head, row = trajectory({"a": arm([4.0, 2.0, 1.0], [1.0, 1.0, 1.0], np.array([0, 200, 300]))})
+    assert head == ["F at step", "0", "200", "300"]
+    assert row == ["a", "4", "2", "1"]
 
 
 def test_many_arms_are_rows():

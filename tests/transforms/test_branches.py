@@ -67,7 +67,7 @@ def assert_same(found, expected, atol):
         np.testing.assert_allclose(a, b, atol=atol, rtol=0)
 
 
-@pytest.mark.parametrize("n", [1, 8, 64])
+@pytest.mark.parametrize("n", [1, 9, 64])  # alone, a group of eight and one more, full groups
 def test_a_batch_is_the_loop(n, dtype, tolerance):
     branch, arguments = member(dtype), members(n, dtype)
     together = jax.jit(jax.vmap(branch))
